@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use sepal_core::{DType, Span};
 use sepal_wire::codec::DecodeError;
-use sepal_wire::{Failure, FailureCode, Retry};
+use sepal_wire::{Failure, FailureCode, Retry, RpcError};
 
 /// Error of remote blocks.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -147,7 +147,7 @@ pub(crate) enum CallError {
     #[error("could not connect: {0}")]
     Connect(std::io::Error),
     #[error("the connection failed: {0}")]
-    Transport(#[from] capnp::Error),
+    Transport(RpcError),
     #[error("no answer within {} s", .0.as_secs_f64())]
     Timeout(Duration),
     #[error("the server does not answer {:.1} s after a call: {error}", after.as_secs_f64())]
@@ -174,6 +174,12 @@ pub(crate) enum CallError {
     WrongRefusal(Failure),
     #[error("it returned non-finite {0}, and another server finite ones")]
     WrongNonFinite(&'static str),
+}
+
+impl From<capnp::Error> for CallError {
+    fn from(error: capnp::Error) -> Self {
+        Self::Transport(error.into())
+    }
 }
 
 impl CallError {

@@ -119,6 +119,14 @@ fn assert_close(found: &[f32], expected: &[f32]) {
     assert!(difference <= 1e-4 * scale, "{difference} of {scale}");
 }
 
+/// Returns the evidence that will be found.
+fn collect_evidence(remote: &RemoteSequential) -> Arc<Mutex<Vec<Evidence>>> {
+    let found: Arc<Mutex<Vec<Evidence>>> = Arc::default();
+    let sink = Arc::clone(&found);
+    remote.on_evidence(Box::new(move |evidence| sink.lock().expect("evidence").push(evidence.clone())));
+    found
+}
+
 /// Checks that the liar is named and left out, and that the steps are those of honest servers.
 fn check_liar(remote: &RemoteSequential, liar: &BlockServer, honest: &RemoteSequential) {
     let name = liar.endpoint().to_string();
@@ -158,16 +166,18 @@ fn honest_servers_outvote_a_liar_and_the_evidence_is_signed() {
     let wrong = liar("0:3");
     let [a, b, c, d] = [honest("0:2", 1), honest("2:3", 1), honest("0:1", 2), honest("1:3", 2)];
     let remote = connect(&[&wrong, &a, &b, &c, &d], check_all());
-    let found: Arc<Mutex<Vec<Evidence>>> = Arc::default();
-    let sink = Arc::clone(&found);
-    remote.on_evidence(Box::new(move |evidence| sink.lock().expect("evidence").push(evidence.clone())));
+    let found = collect_evidence(&remote);
     check_liar(&remote, &wrong, &connect(&[&a, &b], check_all()));
     let found = found.lock().expect("evidence");
     let [evidence] = found.as_slice() else { panic!("{found:?}") };
     assert_eq!(evidence.accused.server, wrong.endpoint().to_string());
     assert_eq!(evidence.accused.key, wrong.stats().info().key);
     assert!(evidence.accused.receipt.is_some() && evidence.accused.is_signed());
-    assert!(!evidence.checkers.is_empty() && evidence.checkers.iter().all(|checker| checker.is_signed()));
+    assert!(
+        !evidence.disputed
+            && !evidence.checkers.is_empty()
+            && evidence.checkers.iter().all(|checker| checker.is_signed())
+    );
     assert!(evidence.difference > evidence.tolerance);
     assert!(wrong.stats().info().receipts > 0);
 }
@@ -206,6 +216,7 @@ fn own_blocks_decide_where_there_is_no_third_server() {
 fn two_servers_that_differ_end_the_run_with_both_names() {
     let (good, wrong) = (honest("0:3", 1), liar("0:3"));
     let remote = connect(&[&wrong, &good], check_all());
+    let found = collect_evidence(&remote);
     let error = step(&remote, 0).expect_err("nothing tells which one is right");
     let RemoteError::Disputed { mut servers, .. } = error else { panic!("{error}") };
     let mut expected = Vec::from([&good, &wrong].map(|server| server.endpoint().to_string()));
@@ -213,6 +224,12 @@ fn two_servers_that_differ_end_the_run_with_both_names() {
     expected.sort();
     assert_eq!(servers, expected);
     assert!(remote.server_usage().iter().all(|usage| !usage.quarantined));
+    let found = found.lock().expect("evidence");
+    let [evidence] = found.as_slice() else { panic!("{found:?}") };
+    let [checker] = evidence.checkers.as_slice() else { panic!("{evidence:?}") };
+    let mut named = vec![evidence.accused.server.clone(), checker.server.clone()];
+    named.sort();
+    assert!(evidence.disputed && named == expected && evidence.accused.is_signed() && checker.is_signed());
 }
 
 #[test]

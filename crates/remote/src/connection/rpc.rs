@@ -29,7 +29,7 @@ impl From<SurveyError> for CallError {
             SurveyError::Transport(error) => Self::Transport(error),
             SurveyError::Timeout(timeout) => Self::Timeout(timeout),
             SurveyError::Decode(error) => Self::Decode(error),
-            other => Self::Transport(capnp::Error::failed(other.to_string())),
+            other => capnp::Error::failed(other.to_string()).into(),
         }
     }
 }

@@ -47,9 +47,9 @@ pub(crate) async fn forward(
     let pass = ForwardPass { step: &step, batch: &batch, want, keep_tape };
     if relay.is_possible(&route) {
         match relay.forward(pass, route.clone()).await {
-            Ok((output, trace)) if output.is_finite() => {
-                let answer = RelayAnswer { route: &trace.route(), step: &step, batch: &batch, want };
-                servers.check_relay_forward(answer, &output);
+            Ok((output, mut trace)) if output.is_finite() => {
+                let answer = RelayAnswer { route: &trace.route(), step: &step, batch: &batch, want, keep_tape };
+                trace.check = servers.check_relay_forward(answer, &output);
                 return Ok((output, Trace { step, want, path: Path::Relay(trace) }));
             }
             // A second forward pass is not worth its cost where overflow is expected.
@@ -79,10 +79,11 @@ pub(crate) async fn backward(
             let relay = Relay::new(servers);
             match relay.backward(&step, &mut trace, grad_output.clone(), want).await {
                 Ok(grads) if grads.are_finite() => {
-                    let answer = RelayAnswer { route: &trace.route(), step: &step, batch: &trace.batch, want: output };
+                    let (route, pending) = (&trace.route(), trace.check.take());
+                    let answer = RelayAnswer { route, step: &step, batch: &trace.batch, want: output, keep_tape: true };
                     let input = want.input_of(trace.batch.prefix_len);
                     let want = GradWant { input, tunables: want.tunables, dtype: servers.options().dtype() };
-                    servers.check_relay_backward(answer, &grad_output, want, &grads);
+                    servers.check_relay_backward(answer, (&grad_output, want), &grads, pending);
                     return Ok(grads);
                 }
                 // A second backward pass is not worth its cost where overflow is expected.

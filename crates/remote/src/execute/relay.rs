@@ -25,6 +25,7 @@ use crate::retry::RetryBudget;
 use crate::servers::Servers;
 use crate::shared::InFlightCall;
 use crate::step::Step;
+use crate::verify::PendingCheck;
 
 pub(super) struct Relay<'a> {
     servers: &'a Rc<Servers>,
@@ -35,6 +36,8 @@ pub(super) struct RelayTrace {
     /// Input of the first hop, from which all of them can be repeated.
     pub(super) batch: WireBatch,
     legs: Vec<Leg>,
+    /// Check of the forward pass that waits for the backward pass.
+    pub(super) check: Option<PendingCheck>,
 }
 
 impl RelayTrace {
@@ -103,7 +106,7 @@ impl Strategy for Relay<'_> {
                 self.servers.peer(hop.server).note_cached_prefix(hop.span, step, *generation);
             }
         }
-        Ok((output, RelayTrace { batch: batch.clone(), legs }))
+        Ok((output, RelayTrace { batch: batch.clone(), legs, check: None }))
     }
 
     /// Runs a relayed micro-batch backward: each server hands the gradient to the one before it.

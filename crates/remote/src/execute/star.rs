@@ -83,7 +83,7 @@ impl Strategy for Star<'_> {
                 star_leg.leg.tape = None;
             }
             let leg_want = GradWant { input, tunables: want.tunables, dtype: self.servers.options().dtype() };
-            match self.leg_backward(step, trace, &star_leg, grad, leg_want).await {
+            match self.leg_backward(step, trace, &mut star_leg, grad, leg_want).await {
                 Ok(leg_grads) if !all_finite(leg_grads.input.as_ref(), &leg_grads.tunables) => {
                     // Its input was finite, so this server produced them.
                     self.servers.handle_non_finite(hop, leg_grads.not_finite, GRADIENTS, &mut budget)?;
@@ -262,7 +262,7 @@ impl<'a> Star<'a> {
             ForwardRequest { batch: sent, span: hop.span, want, keep_tape, relay: &sepal_wire::Relay::default() };
         let call = peer.forward(&session, request);
         let mut output = self.servers.timed_call(hop.server, work(Pass::Forward, hop, sent), call).await?;
-        let leg = Leg::new(hop, &mut output, peer.generation());
+        let mut leg = Leg::new(hop, &mut output, peer.generation());
         let received = output.hidden.ok_or(CallError::Missing("an output"))?;
         let mut hidden = received.clone();
         if shortened.is_some() {
@@ -273,8 +273,9 @@ impl<'a> Star<'a> {
             peer.note_cached_prefix(hop.span, step, generation);
         }
         let (hidden_states, received, receipt) = (&hidden, &received, output.receipt);
-        let answer = ForwardAnswer { hop, step, batch, sent, want, hidden: hidden_states, received, receipt };
-        self.servers.check_forward(answer);
+        let answer =
+            ForwardAnswer { hop, step, batch, sent, want, hidden: hidden_states, received, keep_tape, receipt };
+        leg.check = self.servers.check_forward(answer);
         Ok((hidden, leg))
     }
 
@@ -282,7 +283,7 @@ impl<'a> Star<'a> {
         &self,
         step: &Step,
         trace: &StarTrace,
-        star_leg: &StarLeg,
+        star_leg: &mut StarLeg,
         grad_output: &HostTensor,
         want: GradWant,
     ) -> Result<Grads, CallError> {
@@ -302,7 +303,7 @@ impl<'a> Star<'a> {
         };
         let (batch, output) = (&batch, star_leg.want);
         let answer = BackwardAnswer { hop, step, batch, output, grad_output, want, grads: &grads, receipt };
-        self.servers.check_backward(answer);
+        self.servers.check_backward(answer, star_leg.leg.check.take());
         Ok(grads)
     }
 

@@ -5,6 +5,7 @@ use sepal_wire::codec::WireBatch;
 use crate::command::{MicroBatchGrads, WantedGrads};
 use crate::connection::{ForwardOutput, Peer, Tape};
 use crate::step::Step;
+use crate::verify::PendingCheck;
 
 /// Path of micro-batches through the servers of a route.
 pub(super) trait Strategy {
@@ -44,11 +45,13 @@ pub(super) struct Leg {
     pub(super) generation: u64,
     /// First block whose hidden states are not finite.
     pub(super) non_finite: Option<usize>,
+    /// Check of the hop that waits for its backward call.
+    pub(super) check: Option<PendingCheck>,
 }
 
 impl Leg {
     pub(super) fn new(hop: Hop, output: &mut ForwardOutput, generation: u64) -> Self {
-        Self { hop, tape: output.tape.take(), generation, non_finite: output.non_finite }
+        Self { hop, tape: output.tape.take(), generation, non_finite: output.non_finite, check: None }
     }
 
     /// Returns the tape, unless it was lost with its connection.

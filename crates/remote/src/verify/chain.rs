@@ -10,7 +10,7 @@ use sepal_wire::Relay;
 use sepal_wire::codec::{GradWant, Grads, InputGrad, WireBatch};
 
 use super::compare::Output;
-use crate::connection::{BackwardOutput, ExpectedGrads, ForwardRequest, Peer, TunedSession};
+use crate::connection::{BackwardOutput, ExpectedGrads, ForwardRequest, Peer, Tape, TunedSession};
 use crate::error::CallError;
 use crate::servers::Servers;
 use crate::step::Step;
@@ -23,7 +23,7 @@ pub(super) struct Call {
     /// Batch with its prefix.
     pub(super) batch: WireBatch,
     pub(super) want: Want,
-    /// Gradient of the output and wanted gradients, of a backward call.
+    /// Gradient of the output and wanted gradients, of a call that is made forward and backward.
     pub(super) backward: Option<(HostTensor, GradWant)>,
 }
 
@@ -41,11 +41,40 @@ struct Link {
     server: Option<ServerId>,
 }
 
-/// Result of a chain.
+/// Results of a chain.
 pub(super) struct Repetition {
+    pub(super) forward: Repeated,
+    /// `None` for a call that is made forward only.
+    pub(super) backward: Option<Repeated>,
+}
+
+/// Result of a chain in one direction.
+pub(super) struct Repeated {
     pub(super) output: Output,
     /// Answers of the servers that make up the result.
     pub(super) witnesses: Vec<Witness>,
+}
+
+/// Link whose forward call has been made.
+struct PassedLink<'a> {
+    link: &'a Link,
+    /// Input of the link.
+    batch: WireBatch,
+    hidden: HostTensor,
+    /// `None` if the backward pass does not reach the link.
+    tape: Option<Tape>,
+    witness: Witness,
+}
+
+impl Repetition {
+    fn is_finite(&self) -> bool {
+        self.forward.output.is_finite() && self.backward.as_ref().is_none_or(|backward| backward.output.is_finite())
+    }
+
+    /// Result of the direction in which the call was made last.
+    pub(super) fn last(self) -> Repeated {
+        self.backward.unwrap_or(self.forward)
+    }
 }
 
 impl Chain {
@@ -96,7 +125,7 @@ impl Chain {
             };
             let chain = next.or_else(random).or_else(planned)?;
             match chain.repeat(servers, call).await {
-                Ok(repetition) if repetition.output.is_finite() => return Some((chain, repetition)),
+                Ok(repetition) if repetition.is_finite() => return Some((chain, repetition)),
                 Ok(_) => tracing::debug!(%span, servers = ?chain.servers(), "a check is not finite"),
                 Err(error) => tracing::debug!(%span, servers = ?chain.servers(), %error, "a call could not be checked"),
             }
@@ -137,74 +166,50 @@ impl Chain {
         servers
     }
 
-    /// Makes a call again.
+    /// Makes a call again: forward and, for a call that has a backward pass, backward on the tapes of the forward pass.
     pub(super) async fn repeat(&self, servers: &Rc<Servers>, call: &Call) -> Result<Repetition, CallError> {
-        match &call.backward {
-            None => {
-                let (mut outputs, witnesses) = self.forward(servers, call, &self.links).await?;
-                let output = Output::Hidden(outputs.pop().ok_or(CallError::Missing("an output"))?);
-                Ok(Repetition { output, witnesses })
+        let first_block = servers.options().first_block;
+        // Servers whose blocks no wanted gradient needs make no backward call.
+        let end = call.backward.as_ref().map(|(_, want)| call.step.backward_end(want.input, first_block));
+        let mut passed: Vec<PassedLink<'_>> = Vec::new();
+        for link in &self.links {
+            let previous = passed.last().map_or(&call.batch.hidden, |passed| &passed.hidden);
+            let batch = WireBatch { hidden: previous.clone(), ..call.batch.clone() };
+            let keep_tape = end.is_some_and(|end| link.span.end() > end);
+            passed.push(link.forward(servers, call, batch, keep_tape).await?);
+        }
+        let hidden = passed.last().ok_or(CallError::Missing("an output"))?.hidden.clone();
+        let witnesses = passed.iter().map(|passed| passed.witness.clone()).collect();
+        let forward = Repeated { output: Output::Hidden(hidden), witnesses };
+        let backward = match (&call.backward, end) {
+            (Some((grad_output, want)), Some(end)) => {
+                Some(Self::backward(servers, call, passed, (grad_output, *want), end).await?)
             }
-            Some((grad_output, want)) => self.backward(servers, call, grad_output, *want).await,
-        }
+            _ => None,
+        };
+        Ok(Repetition { forward, backward })
     }
 
-    /// Runs `links` forward and returns the output of each.
-    async fn forward(
-        &self,
-        servers: &Rc<Servers>,
-        call: &Call,
-        links: &[Link],
-    ) -> Result<(Vec<HostTensor>, Vec<Witness>), CallError> {
-        let (mut outputs, mut witnesses) = (Vec::new(), Vec::new());
-        let mut batch = call.batch.clone();
-        for link in links {
-            let want = call.want_of(link.span);
-            let session = link.session(servers, Pass::Forward, call, &batch).await?;
-            let request =
-                ForwardRequest { batch: &batch, span: link.span, want, keep_tape: false, relay: &Relay::default() };
-            let made = link.peer.forward(&session, request);
-            let answer = link.timed(servers, Pass::Forward, &batch, made).await?;
-            let hidden = answer.hidden.ok_or(CallError::Missing("an output"))?;
-            let part = Part { step: &call.step, span: link.span, batch: &batch, want };
-            witnesses.push(part.forward_witness(servers, &link.peer, &hidden, answer.receipt));
-            outputs.push(hidden.clone());
-            batch.hidden = hidden;
-        }
-        Ok((outputs, witnesses))
-    }
-
-    /// Runs the chain forward to its last part, and then backward without tapes.
+    /// Runs the links backward to the block `end`.
     async fn backward(
-        &self,
         servers: &Rc<Servers>,
         call: &Call,
-        grad_output: &HostTensor,
-        want: GradWant,
-    ) -> Result<Repetition, CallError> {
-        let before_last = self.links.len().saturating_sub(1);
-        let (outputs, _) = self.forward(servers, call, &self.links[..before_last]).await?;
-        let inputs: Vec<HostTensor> = [call.batch.hidden.clone()].into_iter().chain(outputs).collect();
+        mut passed: Vec<PassedLink<'_>>,
+        (grad_output, want): (&HostTensor, GradWant),
+        end: usize,
+    ) -> Result<Repeated, CallError> {
         let (mut grads, mut witnesses) = (Vec::new(), Vec::new());
         let mut grad = Some(grad_output.clone());
-        // Servers whose blocks no wanted gradient needs make no backward call.
-        let end = call.step.backward_end(want.input, servers.options().first_block);
-        for (i, (link, hidden)) in self.links.iter().zip(inputs).enumerate().rev() {
-            if link.span.end() <= end {
+        while let Some(last) = passed.pop() {
+            let span = last.link.span;
+            if span.end() <= end {
                 break;
             }
-            let batch = WireBatch { hidden, ..call.batch.clone() };
-            let is_first = i == 0 || link.span.start() <= end;
+            let is_first = passed.is_empty() || span.start() <= end;
             let link_want = GradWant { input: if is_first { want.input } else { InputGrad::All }, ..want };
             let grad_output = grad.take().ok_or(CallError::Missing("the requested gradient of the input"))?;
-            let output_want = call.want_of(link.span);
-            let session = link.session(servers, Pass::Stateless, call, &batch).await?;
-            let hidden = servers.shared.expected.hidden;
-            let expected = ExpectedGrads::new(&call.step, link.span, &batch, hidden, link_want)?;
-            let made = link.peer.backward_stateless(&session, &batch, output_want, &grad_output, link_want, &expected);
-            let BackwardOutput { grads: answer, receipt } = link.timed(servers, Pass::Stateless, &batch, made).await?;
-            let part = Part { step: &call.step, span: link.span, batch: &batch, want: output_want };
-            witnesses.push(part.backward_witness(servers, &link.peer, (&grad_output, link_want), &answer, receipt));
+            let (answer, witness) = last.backward(servers, call, &grad_output, link_want).await?;
+            witnesses.push(witness);
             grad.clone_from(&answer.input);
             grads.push(answer);
         }
@@ -212,7 +217,37 @@ impl Chain {
         witnesses.reverse();
         let tunables = join(grads.into_iter().flat_map(|part: Grads| part.tunables))?;
         let output = Output::Grads(Grads { input: grad, tunables, not_finite: None });
-        Ok(Repetition { output, witnesses })
+        Ok(Repeated { output, witnesses })
+    }
+}
+
+impl PassedLink<'_> {
+    /// Makes the backward call, on the tape while the server has it.
+    async fn backward(
+        &self,
+        servers: &Rc<Servers>,
+        call: &Call,
+        grad_output: &HostTensor,
+        want: GradWant,
+    ) -> Result<(Grads, Witness), CallError> {
+        let (link, batch) = (self.link, &self.batch);
+        let output_want = call.want_of(link.span);
+        let expected = ExpectedGrads::new(&call.step, link.span, batch, servers.shared.expected.hidden, want)?;
+        let tape = self.tape.as_ref().ok_or(CallError::Missing("the tape"))?;
+        let no_relay = Relay::default();
+        let made = link.peer.backward_tape(tape, Some(grad_output), want, &expected, &no_relay);
+        let answer = match link.timed(servers, Pass::Backward, batch, made).await {
+            Err(error) if error.is_tape_expired() => {
+                let session = link.session(servers, Pass::Stateless, call, batch).await?;
+                let made = link.peer.backward_stateless(&session, batch, output_want, grad_output, want, &expected);
+                link.timed(servers, Pass::Stateless, batch, made).await?
+            }
+            answer => answer?,
+        };
+        let BackwardOutput { grads, receipt } = answer;
+        let part = Part { step: &call.step, span: link.span, batch, want: output_want };
+        let witness = part.backward_witness(servers, &link.peer, (grad_output, want), &grads, receipt);
+        Ok((grads, witness))
     }
 }
 
@@ -224,6 +259,25 @@ impl Call {
 }
 
 impl Link {
+    /// Makes the forward call of a part of `call`.
+    async fn forward(
+        &self,
+        servers: &Rc<Servers>,
+        call: &Call,
+        batch: WireBatch,
+        keep_tape: bool,
+    ) -> Result<PassedLink<'_>, CallError> {
+        let want = call.want_of(self.span);
+        let session = self.session(servers, Pass::Forward, call, &batch).await?;
+        let request = ForwardRequest { batch: &batch, span: self.span, want, keep_tape, relay: &Relay::default() };
+        let made = self.peer.forward(&session, request);
+        let answer = self.timed(servers, Pass::Forward, &batch, made).await?;
+        let hidden = answer.hidden.ok_or(CallError::Missing("an output"))?;
+        let part = Part { step: &call.step, span: self.span, batch: &batch, want };
+        let witness = part.forward_witness(servers, &self.peer, &hidden, answer.receipt);
+        Ok(PassedLink { link: self, batch, hidden, tape: answer.tape, witness })
+    }
+
     /// Starts the session of a call.
     async fn session(
         &self,

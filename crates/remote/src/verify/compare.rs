@@ -188,7 +188,7 @@ impl Sums {
     }
 }
 
-fn tensors(grads: &Grads) -> impl Iterator<Item = &HostTensor> {
+pub(super) fn tensors(grads: &Grads) -> impl Iterator<Item = &HostTensor> {
     grads.input.iter().chain(grads.tunables.iter().map(|named| &named.tensor))
 }
 

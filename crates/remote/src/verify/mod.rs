@@ -1,13 +1,16 @@
 //! Verification: a share of the calls is made again elsewhere, and the results are compared.
 //!
-//! A call is chosen after its answer has arrived, so that no server knows which ones are checked. The checks of a step run
-//! beside its other work and end before its gradients or predictions reach the caller ([`Servers::finish_checks`]). A server
-//! whose results are wrong is quarantined, and the caller does the step again.
+//! A forward call is chosen after its answer has arrived, so that no server knows which ones are checked. Its backward call is
+//! checked with it, in one repetition. The checks of a step run beside its other work and end before its gradients or
+//! predictions reach the caller ([`Servers::finish_checks`]). A server whose results are wrong is quarantined, and the caller
+//! does the step again.
 
 mod chain;
 mod compare;
+mod pending;
 mod quarantine;
 mod sampler;
+mod scale;
 mod trial;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -17,14 +20,16 @@ use std::sync::Arc;
 
 use sepal_core::{HostTensor, PublicKey, Span, Want};
 use sepal_route::{Hop, ServerId};
-use sepal_swarm::Receipt;
+use sepal_swarm::{Evidence, Receipt};
 use sepal_wire::codec::{GradWant, Grads, WireBatch};
 use tokio::task::JoinHandle;
 
 use self::chain::{Call, Part, join};
 use self::compare::Output;
+use self::pending::{Check, HopCheck};
 use self::quarantine::Record;
 use self::sampler::{CallKind, Identity, Sampler};
+use self::scale::Scales;
 use self::trial::{Finding, LegCheck, RelayCheck};
 use crate::command::MicroBatchGrads;
 use crate::connection::Peer;
@@ -33,13 +38,17 @@ use crate::servers::Servers;
 use crate::step::Step;
 
 pub use compare::{Difference, Tolerance};
+pub(crate) use pending::PendingCheck;
 
 /// State of the verification.
 pub(crate) struct Verifier {
     sampler: RefCell<Sampler>,
     record: RefCell<Record>,
+    scales: RefCell<Scales>,
     /// Checks that are not finished.
     checks: RefCell<Vec<JoinHandle<Finding>>>,
+    /// Checks of forward calls whose backward call is not made any more. They are not started.
+    unpaired: Rc<RefCell<Vec<Check>>>,
     own_peer: OnceCell<Rc<Peer>>,
     /// Number of repetitions that are under way in which every call is checked.
     thorough: Cell<usize>,
@@ -62,6 +71,8 @@ pub(crate) struct ForwardAnswer<'a> {
     pub(crate) hidden: &'a HostTensor,
     /// Output as it was received.
     pub(crate) received: &'a HostTensor,
+    /// True if a backward call may follow.
+    pub(crate) keep_tape: bool,
     pub(crate) receipt: Option<Receipt>,
 }
 
@@ -86,6 +97,8 @@ pub(crate) struct RelayAnswer<'a> {
     pub(crate) step: &'a Step,
     pub(crate) batch: &'a WireBatch,
     pub(crate) want: Want,
+    /// True if a backward pass may follow.
+    pub(crate) keep_tape: bool,
 }
 
 impl Verifier {
@@ -93,7 +106,9 @@ impl Verifier {
         Self {
             sampler: RefCell::new(Sampler::new(share)),
             record: RefCell::default(),
+            scales: RefCell::default(),
             checks: RefCell::default(),
+            unpaired: Rc::default(),
             own_peer: OnceCell::new(),
             thorough: Cell::new(0),
             distrusts_relays: Cell::new(false),
@@ -123,18 +138,27 @@ impl Verifier {
         Some(Rc::clone(self.own_peer.get_or_init(peer)))
     }
 
-    fn start(&self, check: impl Future<Output = Finding> + 'static) {
-        self.checks.borrow_mut().push(tokio::task::spawn_local(check));
+    fn start(&self, servers: &Rc<Servers>, check: Check) {
+        self.checks.borrow_mut().push(tokio::task::spawn_local(check.run(Rc::clone(servers))));
+    }
+
+    /// Starts the check of a forward call, or returns it to wait for the backward call.
+    fn start_or_wait(&self, servers: &Rc<Servers>, check: Check, waits: bool) -> Option<PendingCheck> {
+        if waits {
+            return Some(PendingCheck::new(check, &self.unpaired));
+        }
+        self.start(servers, check);
+        None
     }
 }
 
 impl Servers {
-    /// Checks the answer to a forward call, if it is chosen.
-    pub(crate) fn check_forward(self: &Rc<Self>, answer: ForwardAnswer<'_>) {
-        let ForwardAnswer { hop, step, batch, sent, want, hidden, received, receipt } = answer;
+    /// Checks the answer to a forward call, if it is chosen. Returns a check that waits for the backward call.
+    pub(crate) fn check_forward(self: &Rc<Self>, answer: ForwardAnswer<'_>) -> Option<PendingCheck> {
+        let ForwardAnswer { hop, step, batch, sent, want, hidden, received, keep_tape, receipt } = answer;
         // The caller asks another server about numbers that are not finite.
-        if !self.is_check_due(hop.server, CallKind::Forward, step) || !hidden.is_finite() {
-            return;
+        if !self.is_check_due(hop.server, CallKind::of(keep_tape), step) || !hidden.is_finite() {
+            return None;
         }
         let part = Part { step, span: hop.span, batch: sent, want };
         let accused = part.forward_witness(self, &self.peer(hop.server), received, receipt);
@@ -142,15 +166,18 @@ impl Servers {
         // The server that cached the prefix may have computed it from the result of another server.
         let is_prefix_cached = sent.prefix_cached;
         let skipped = if is_prefix_cached && want == Want::All { batch.prefix_len } else { 0 };
-        let check = LegCheck { hop, call, answer: Output::Hidden(hidden.clone()), accused, is_prefix_cached, skipped };
-        self.verifier.start(check.run(Rc::clone(self)));
+        let forward =
+            LegCheck { hop, call, answer: Output::Hidden(hidden.clone()), accused, is_prefix_cached, skipped };
+        let check = Check::Hop(Box::new(HopCheck { forward: Some(forward), backward: None }));
+        self.verifier.start_or_wait(self, check, keep_tape)
     }
 
-    /// Checks the answer to a backward call, if it is chosen.
-    pub(crate) fn check_backward(self: &Rc<Self>, answer: BackwardAnswer<'_>) {
+    /// Checks the answer to a backward call with its forward call, if that was chosen, or if the gradients are unusually large.
+    pub(crate) fn check_backward(self: &Rc<Self>, answer: BackwardAnswer<'_>, pending: Option<PendingCheck>) {
         let BackwardAnswer { hop, step, batch, output, grad_output, want, grads, receipt } = answer;
         let answer = Output::Grads(grads.clone());
-        if !self.is_check_due(hop.server, CallKind::Backward, step) || !answer.is_finite() {
+        let is_due = pending.is_some() || self.are_unusual(hop.span, grad_output, grads);
+        if !is_due || !answer.is_finite() {
             return;
         }
         let part = Part { step, span: hop.span, batch, want: output };
@@ -158,59 +185,67 @@ impl Servers {
         let backward = Some((grad_output.clone(), want));
         let (step, batch) = (Arc::new(step.snapshot()), batch.clone());
         let call = Call { step, span: hop.span, batch, want: output, backward };
-        let check = LegCheck { hop, call, answer, accused, is_prefix_cached: false, skipped: 0 };
-        self.verifier.start(check.run(Rc::clone(self)));
+        let backward = LegCheck { hop, call, answer, accused, is_prefix_cached: false, skipped: 0 };
+        let forward = match pending.and_then(PendingCheck::take) {
+            Some(Check::Hop(check)) => check.forward,
+            _ => None,
+        };
+        self.verifier.start(self, Check::Hop(Box::new(HopCheck { forward, backward: Some(backward) })));
     }
 
-    /// Checks the hidden states that the last server of a relay returned, if a call of one of the servers is chosen.
-    pub(crate) fn check_relay_forward(self: &Rc<Self>, answer: RelayAnswer<'_>, hidden: &HostTensor) {
-        if self.is_any_check_due(answer.route, CallKind::Forward, answer.step) {
-            self.check_relay(answer, None, Output::Hidden(hidden.clone()));
+    /// Checks the hidden states that the last server of a relay returned, if a call of one of the servers is chosen. Returns a
+    /// check that waits for the backward pass.
+    pub(crate) fn check_relay_forward(
+        self: &Rc<Self>,
+        answer: RelayAnswer<'_>,
+        hidden: &HostTensor,
+    ) -> Option<PendingCheck> {
+        let keep_tape = answer.keep_tape;
+        let kind = CallKind::of(keep_tape);
+        // Each server's call is counted.
+        if answer.route.iter().filter(|hop| self.is_check_due(hop.server, kind, answer.step)).count() == 0 {
+            return None;
         }
+        let mut check = relay_check(answer)?;
+        check.hidden = Some(Output::Hidden(hidden.clone()));
+        self.verifier.start_or_wait(self, Check::Relay(Box::new(check)), keep_tape)
     }
 
-    /// Checks the gradients that the servers of a relay returned, if a call of one of them is chosen.
+    /// Checks the gradients that the servers of a relay returned with the hidden states, if these were chosen, or if the
+    /// gradients are unusually large.
     pub(crate) fn check_relay_backward(
         self: &Rc<Self>,
         answer: RelayAnswer<'_>,
-        grad_output: &HostTensor,
-        want: GradWant,
+        (grad_output, want): (&HostTensor, GradWant),
         grads: &MicroBatchGrads,
+        pending: Option<PendingCheck>,
     ) {
-        if !self.is_any_check_due(answer.route, CallKind::Backward, answer.step) {
-            return;
-        }
         // The parts come in the order of the backward pass.
         let mut parts = grads.tunables.clone();
         parts.sort_by_key(|part| part.first_block);
-        let Ok(tunables) = join(parts.into_iter()) else { return };
+        let (Ok(tunables), Some(mut check)) = (join(parts.into_iter()), relay_check(answer)) else { return };
         let grads = Grads { input: grads.input.clone(), tunables, not_finite: None };
-        self.check_relay(answer, Some((grad_output.clone(), want)), Output::Grads(grads));
-    }
-
-    fn check_relay(
-        self: &Rc<Self>,
-        RelayAnswer { route, step, batch, want }: RelayAnswer<'_>,
-        backward: Option<(HostTensor, GradWant)>,
-        answer: Output,
-    ) {
-        let ends = route.first().zip(route.last());
-        let Some(span) = ends.and_then(|(first, last)| Span::new(first.span.start(), last.span.end()).ok()) else {
+        if pending.is_none() && !self.are_unusual(check.call.span, grad_output, &grads) {
             return;
-        };
-        let call = Call { step: Arc::new(step.snapshot()), span, batch: batch.clone(), want, backward };
-        self.verifier.start(RelayCheck { route: route.to_vec(), call, answer }.run(Rc::clone(self)));
+        }
+        if let Some(Check::Relay(forward)) = pending.and_then(PendingCheck::take) {
+            check.hidden = forward.hidden;
+        }
+        check.call.backward = Some((grad_output.clone(), want));
+        check.grads = Some(Output::Grads(grads));
+        self.verifier.start(self, Check::Relay(Box::new(check)));
     }
 
     /// Waits for the checks that were started.
     ///
     /// # Errors
     /// [`RemoteError::Quarantined`] if a result was wrong; [`RemoteError::Disputed`] if nothing tells which one.
-    pub(crate) async fn finish_checks(&self) -> Result<(), RemoteError> {
+    pub(crate) async fn finish_checks(self: &Rc<Self>) -> Result<(), RemoteError> {
         let (mut liars, mut disputed) = (BTreeSet::new(), None);
         let (mut is_relay_wrong, mut is_prefix_wrong) = (false, false);
         loop {
             // A check may start others.
+            self.verifier.unpaired.take().into_iter().for_each(|check| self.verifier.start(self, check));
             let checks = self.verifier.checks.take();
             if checks.is_empty() {
                 break;
@@ -247,6 +282,13 @@ impl Servers {
         Ok(())
     }
 
+    /// Passes evidence to the caller's handler.
+    fn report(&self, evidence: &Evidence) {
+        if let Some(handler) = self.shared.verification.on_evidence.get() {
+            handler(evidence);
+        }
+    }
+
     /// Counts a call and returns true if it is to be checked.
     fn is_check_due(&self, server: ServerId, kind: CallKind, step: &Step) -> bool {
         if !self.shared.can_verify() || !self.has_checkers() {
@@ -259,13 +301,22 @@ impl Servers {
         is_due || self.verifier.thorough.get() > 0
     }
 
-    fn is_any_check_due(&self, route: &[Hop], kind: CallKind, step: &Step) -> bool {
-        // Each server's call is counted.
-        route.iter().filter(|hop| self.is_check_due(hop.server, kind, step)).count() > 0
+    /// True if gradients that could be checked are much larger than those that were confirmed.
+    fn are_unusual(&self, span: Span, grad_output: &HostTensor, grads: &Grads) -> bool {
+        let can_check = self.shared.can_verify() && self.has_checkers();
+        can_check && self.verifier.scales.borrow().is_unusual(span, grad_output, grads)
     }
 
     /// True if calls may be made again elsewhere.
     fn has_checkers(&self) -> bool {
         self.shared.verification.own_blocks.get().is_some() || self.router().len() > 1
     }
+}
+
+/// Returns the check of a relay without its results. `None` for an empty route.
+fn relay_check(RelayAnswer { route, step, batch, want, .. }: RelayAnswer<'_>) -> Option<RelayCheck> {
+    let (first, last) = route.first().zip(route.last())?;
+    let span = Span::new(first.span.start(), last.span.end()).ok()?;
+    let call = Call { step: Arc::new(step.snapshot()), span, batch: batch.clone(), want, backward: None };
+    Some(RelayCheck { route: route.to_vec(), call, hidden: None, grads: None })
 }

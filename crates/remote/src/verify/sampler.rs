@@ -9,11 +9,19 @@ use sepal_route::ServerId;
 /// step lies from its second step on.
 const FIRST_STEPS: u32 = 3;
 
-/// Kind of a call. Each kind is checked at its own times, because a server may lie in one kind only.
+/// Kind of a forward call. Each kind is checked at its own times, because a server may lie in one kind only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum CallKind {
-    Forward,
-    Backward,
+pub(super) enum CallKind {
+    /// Call without a backward call.
+    Prediction,
+    /// Call whose backward call is checked with it.
+    Training,
+}
+
+impl CallKind {
+    pub(super) fn of(keep_tape: bool) -> Self {
+        if keep_tape { Self::Training } else { Self::Prediction }
+    }
 }
 
 /// Identity of a server behind an address: its key, or else its connection.
@@ -100,7 +108,7 @@ mod tests {
     use super::*;
 
     const SERVER: ServerId = ServerId(0);
-    const KIND: CallKind = CallKind::Forward;
+    const KIND: CallKind = CallKind::Prediction;
 
     /// Returns the numbers of the checked calls, from 1, of `calls` in one step after the first steps.
     fn checked(share: f64, calls: usize, random: impl Fn() -> f64) -> Vec<usize> {
@@ -135,7 +143,7 @@ mod tests {
         let key = |byte| Identity::Key(PublicKey([byte; 32]));
         // The next check by share is far away.
         let mut is_due = |identity, kind, version| sampler.is_due(SERVER, identity, kind, version, || 0.999);
-        for kind in [CallKind::Forward, CallKind::Backward] {
+        for kind in [CallKind::Prediction, CallKind::Training] {
             assert_eq!(
                 [1, 1, 1, 2, 3, 4].map(|version| is_due(key(1), kind, version)),
                 [true, false, false, true, true, false]

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use sepal_route::{Hop, ServerId};
 use sepal_swarm::{Evidence, Witness};
 
-use super::chain::{Call, Chain, Repetition};
+use super::chain::{Call, Chain, Repeated};
 use super::compare::{Difference, Output, Tolerance};
 use super::quarantine::Verdict;
 use crate::command::WantedGrads;
@@ -14,7 +14,7 @@ use crate::execute;
 use crate::servers::Servers;
 
 /// Share of the checks of which any server can be the checker, and not the fastest one.
-const RANDOM_CHECKERS: f64 = 0.25;
+pub(super) const RANDOM_CHECKERS: f64 = 0.25;
 
 /// Result of a check.
 pub(super) enum Finding {
@@ -52,31 +52,31 @@ struct Witnesses {
 pub(super) struct RelayCheck {
     pub(super) route: Vec<Hop>,
     pub(super) call: Call,
-    pub(super) answer: Output,
+    /// Hidden states that the last server returned. `None` if the backward pass alone was chosen.
+    pub(super) hidden: Option<Output>,
+    /// Joined gradients. `None` if there was no backward pass.
+    pub(super) grads: Option<Output>,
 }
 
 impl LegCheck {
-    /// Makes the call again elsewhere and compares the results.
-    pub(super) async fn run(mut self, servers: Rc<Servers>) -> Finding {
-        let server = self.hop.server;
-        if servers.router().is_quarantined(server) {
-            return Finding::Passed;
-        }
-        if let Some(finding) = self.check_receipt(&servers) {
-            return finding;
-        }
-        let repeated = Chain::repeat_elsewhere(&servers, &self.call, &[server], RANDOM_CHECKERS).await;
-        let Some((checkers, repetition)) = repeated else { return Finding::Passed };
-        servers.shared.router.usage()[server.0].checks += 1;
-        let difference = compare(&servers, &self.answer, &repetition.output, self.skipped).await;
-        let Some(difference) = difference.filter(|difference| !difference.is_within(tolerance(&servers))) else {
-            return Finding::Passed;
+    /// Compares the answer with that of `checkers`, and finds the wrong server if they differ. `None` if they agree.
+    pub(super) async fn settle(
+        mut self,
+        servers: &Rc<Servers>,
+        checkers: &Chain,
+        repeated: Repeated,
+    ) -> Option<Finding> {
+        let difference = compare(servers, &self.answer, &repeated.output, self.skipped).await;
+        let Some(difference) = difference.filter(|difference| !difference.is_within(tolerance(servers))) else {
+            self.confirm_scale(servers);
+            return None;
         };
         if self.is_prefix_cached {
-            let again = Chain::through(&servers, &[self.hop]).repeat(&servers, &self.call).await;
-            let Ok(again) = again else { return Finding::WrongPrefix };
-            if self.agree(&servers, &again.output, &repetition.output).await {
-                return Finding::WrongPrefix;
+            let again = Chain::through(servers, &[self.hop]).repeat(servers, &self.call).await;
+            let Ok(again) = again else { return Some(Finding::WrongPrefix) };
+            let again = again.last();
+            if self.agree(servers, &again.output, &repeated.output).await {
+                return Some(Finding::WrongPrefix);
             }
             self.answer = again.output;
             // A receipt without the prefix does not show which one the server had cached.
@@ -84,16 +84,20 @@ impl LegCheck {
         }
         let (accused, span) = (&self.accused.server, self.hop.span);
         tracing::warn!(server = accused, %span, call = self.accused.statement.call, ?difference, "results of servers differ");
-        let (verdict, third) = self.verdict(&servers, &checkers, &repetition).await;
-        let witnesses = Witnesses { checkers: repetition.witnesses, third };
-        self.conclude(&servers, &checkers.servers(), witnesses, difference, verdict)
+        let (verdict, third) = self.verdict(servers, checkers, &repeated).await;
+        let witnesses = Witnesses { checkers: repeated.witnesses, third };
+        Some(self.conclude(servers, &checkers.servers(), witnesses, difference, verdict))
     }
 
-    /// Returns a finding if the receipt is wrong and is not the server's first such one.
-    fn check_receipt(&self, servers: &Servers) -> Option<Finding> {
-        if self.accused.is_signed() {
-            return None;
+    /// Remembers the size of gradients that were confirmed.
+    fn confirm_scale(&self, servers: &Servers) {
+        if let (Some((grad_output, _)), Output::Grads(grads)) = (&self.call.backward, &self.answer) {
+            servers.verifier.scales.borrow_mut().confirm(self.hop.span, grad_output, grads);
         }
+    }
+
+    /// Counts a wrong receipt. Returns a finding if it is not the server's first one.
+    pub(super) fn blame_receipt(&self, servers: &Servers) -> Option<Finding> {
         let server = self.hop.server;
         servers.verifier.sampler.borrow_mut().suspect(server);
         tracing::warn!(server = self.accused.server, "a receipt is missing or does not fit the call");
@@ -106,9 +110,9 @@ impl LegCheck {
     }
 
     /// Decides which side is wrong, and returns the answers of the servers that made the third result.
-    async fn verdict(&self, servers: &Rc<Servers>, checkers: &Chain, first: &Repetition) -> (Verdict, Vec<Witness>) {
+    async fn verdict(&self, servers: &Rc<Servers>, checkers: &Chain, first: &Repeated) -> (Verdict, Vec<Witness>) {
         let mut excluded = [&[self.hop.server][..], &checkers.servers()].concat();
-        let mut others: Vec<Repetition> = Vec::new();
+        let mut others: Vec<Repeated> = Vec::new();
         while let Some((arbiter, third)) = self.third(servers, checkers, &excluded).await {
             let with_accused = self.agree(servers, &self.answer, &third.output).await;
             let with_checkers = self.agree(servers, &first.output, &third.output).await;
@@ -131,14 +135,9 @@ impl LegCheck {
     }
 
     /// Makes the call again on other servers than those of both sides and of `excluded`, or on the blocks of this process.
-    async fn third(
-        &self,
-        servers: &Rc<Servers>,
-        checkers: &Chain,
-        excluded: &[ServerId],
-    ) -> Option<(Chain, Repetition)> {
-        if let Some(third) = Chain::repeat_elsewhere(servers, &self.call, excluded, 1.0).await {
-            return Some(third);
+    async fn third(&self, servers: &Rc<Servers>, checkers: &Chain, excluded: &[ServerId]) -> Option<(Chain, Repeated)> {
+        if let Some((chain, repetition)) = Chain::repeat_elsewhere(servers, &self.call, excluded, 1.0).await {
+            return Some((chain, repetition.last()));
         }
         let (positions, route) = (self.call.batch.positions(), checkers.route());
         // A chain that swaps each checker for another of them, once.
@@ -148,7 +147,7 @@ impl LegCheck {
         }
         let beside = Chain::beside(servers, &route, positions, &[self.hop.server])?;
         let third = beside.repeat(servers, &self.call).await.ok()?;
-        Some((beside, third))
+        Some((beside, third.last()))
     }
 
     /// Has both sides make the call again, because no third decides.
@@ -156,10 +155,10 @@ impl LegCheck {
         &self,
         servers: &Rc<Servers>,
         checkers: &Chain,
-        first: &Repetition,
+        first: &Repeated,
     ) -> Result<Verdict, CallError> {
-        let accused = Chain::through(servers, &[self.hop]).repeat(servers, &self.call).await?;
-        let second = checkers.repeat(servers, &self.call).await?;
+        let accused = Chain::through(servers, &[self.hop]).repeat(servers, &self.call).await?.last();
+        let second = checkers.repeat(servers, &self.call).await?.last();
         let second_agree = self.agree(servers, &accused.output, &second.output).await;
         let accused_repeats = self.agree(servers, &self.answer, &accused.output).await;
         let checkers_repeat = self.agree(servers, &first.output, &second.output).await;
@@ -177,6 +176,9 @@ impl LegCheck {
         verdict: Verdict,
     ) -> Finding {
         let accused = self.hop.server;
+        if verdict == Verdict::Disputed {
+            return self.dispute(servers, checkers, witnesses, difference);
+        }
         let mut liars = Vec::new();
         if matches!(verdict, Verdict::Accused | Verdict::Both) {
             let against = witnesses.iter().chain(&third).cloned().collect();
@@ -196,13 +198,23 @@ impl LegCheck {
                 }
             }
         }
-        if verdict == Verdict::Disputed {
-            let sides: Vec<ServerId> = [&accused].into_iter().chain(checkers).copied().collect();
-            sides.iter().for_each(|server| servers.shared.router.usage()[server.0].differences += 1);
-            let names = sides.iter().map(|server| servers.label(*server)).collect();
-            return Finding::Disputed(RemoteError::Disputed { servers: names, span: self.hop.span });
-        }
         if liars.is_empty() { Finding::Passed } else { Finding::Quarantined(liars) }
+    }
+
+    /// Records that nothing tells which side is wrong.
+    fn dispute(
+        &self,
+        servers: &Servers,
+        checkers: &[ServerId],
+        witnesses: Vec<Witness>,
+        difference: Difference,
+    ) -> Finding {
+        let evidence = self.evidence(servers, self.accused.clone(), witnesses, difference);
+        servers.report(&Evidence { disputed: true, ..evidence });
+        let sides: Vec<ServerId> = [&self.hop.server].into_iter().chain(checkers).copied().collect();
+        sides.iter().for_each(|server| servers.shared.router.usage()[server.0].differences += 1);
+        let names = sides.iter().map(|server| servers.label(*server)).collect();
+        Finding::Disputed(RemoteError::Disputed { servers: names, span: self.hop.span })
     }
 
     async fn agree(&self, servers: &Servers, found: &Output, expected: &Output) -> bool {
@@ -219,6 +231,7 @@ impl LegCheck {
     ) -> Evidence {
         Evidence {
             accused,
+            disputed: false,
             session: self.call.step.version,
             // JSON has no infinity.
             difference: difference.tensor.min(f64::MAX),
@@ -232,7 +245,7 @@ impl RelayCheck {
     /// Makes the work again without relays: on the blocks of this process, on other servers for all of it, or for each hop on
     /// another server. If the results differ, the servers of the route repeat the work, and each of their calls is checked.
     pub(super) async fn run(self, servers: Rc<Servers>) -> Finding {
-        let Self { route, call, answer } = self;
+        let Self { route, call, hidden, grads } = self;
         let positions = call.batch.positions();
         let used: Vec<ServerId> = route.iter().map(|hop| hop.server).collect();
         let others = Chain::repeat_elsewhere(&servers, &call, &used, RANDOM_CHECKERS).await;
@@ -244,9 +257,19 @@ impl RelayCheck {
                 repetition
             }
         };
-        used.iter().for_each(|server| servers.shared.router.usage()[server.0].checks += 1);
-        let difference = compare(&servers, &answer, &repetition.output, 0).await;
-        if difference.is_none_or(|difference| difference.is_within(tolerance(&servers))) {
+        let pairs = [(&hidden, Some(&repetition.forward)), (&grads, repetition.backward.as_ref())];
+        let (mut n_calls, mut is_wrong) = (0, false);
+        for (answer, repeated) in pairs {
+            let (Some(answer), Some(repeated)) = (answer, repeated) else { continue };
+            n_calls += 1;
+            let difference = compare(&servers, answer, &repeated.output, 0).await;
+            is_wrong |= difference.is_some_and(|difference| !difference.is_within(tolerance(&servers)));
+        }
+        used.iter().for_each(|server| servers.shared.router.usage()[server.0].checks += n_calls);
+        if !is_wrong {
+            if let (Some((grad_output, _)), Some(Output::Grads(grads))) = (&call.backward, &grads) {
+                servers.verifier.scales.borrow_mut().confirm(call.span, grad_output, grads);
+            }
             return Finding::Passed;
         }
         tracing::warn!(span = %call.span, "a relayed result differs from that of other servers; looking for the server");
@@ -299,8 +322,6 @@ fn quarantine(servers: &Servers, server: ServerId, evidence: &Evidence) -> Strin
         servers.quarantine_banned();
     }
     tracing::warn!(server = name, "results of a server are wrong; it is not used again in this run");
-    if let Some(handler) = servers.shared.verification.on_evidence.get() {
-        handler(evidence);
-    }
+    servers.report(evidence);
     name
 }
