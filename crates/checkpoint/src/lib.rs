@@ -84,7 +84,7 @@ pub use header::FetchRanges;
 pub use linear_sites::{linear_sites, site_path};
 pub use make_outline::write_outline;
 pub use model_path::missing_shards;
-pub use part::{EncodedSize, Part, PartSizes};
+pub use part::{EMBEDDING_BYTES, EncodedSize, Part, PartSizes, ends_bytes};
 pub use summary::ModelSummary;
 
 use crate::folder::Folder;

@@ -2,8 +2,8 @@
 //! opened that has only some of its files, or only pieces of them.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::Path;
-use std::{fs, io};
 
 use sepal_machine::durable;
 use serde::{Deserialize, Serialize};
@@ -37,7 +37,7 @@ impl Outline {
 
     /// Reads an outline; an empty one if there is none that can be read.
     pub(crate) fn read(path: &Path) -> Self {
-        let read = || serde_json::from_slice::<Self>(&fs::read(path).ok()?).ok();
+        let read = || serde_json::from_slice::<Self>(&sepal_machine::regular::read(path).ok()?).ok();
         read().filter(|outline| outline.version == VERSION).unwrap_or_default()
     }
 

@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use sepal_core::{ModelConfig, RowEncoding, Span};
+use sepal_core::{ComputeFormat, ModelConfig, RowEncoding, Span, WeightFormat};
 
 use crate::Checkpoint;
 use crate::families::tensor_names;
@@ -20,6 +20,15 @@ pub enum Part {
     Output,
     /// All tensors.
     All,
+}
+
+/// Memory for embeddings, in bytes: a smaller matrix is held complete in fp32, and of a larger one the rows that were used last.
+pub const EMBEDDING_BYTES: usize = 64 << 20;
+
+/// Largest memory of a client's embeddings and final norm, in bytes.
+pub fn ends_bytes(config: &ModelConfig) -> u64 {
+    let row_bytes = config.hidden.saturating_mul(size_of::<f32>());
+    config.vocab_size.saturating_mul(row_bytes).min(EMBEDDING_BYTES).saturating_add(row_bytes) as u64
 }
 
 /// Numbers and bytes of the tensors of a part, by their encoding.
@@ -53,6 +62,19 @@ impl PartSizes {
             false => size.numbers * plain_bytes,
         });
         encoded.sum::<u64>() + self.plain * plain_bytes + self.vectors * size_of::<f32>() as u64
+    }
+
+    /// Memory of these tensors as weights in `format`, for products in `compute`, in bytes. In `auto` and `f32`, matrices that
+    /// do not stay as they are stored are in the format of the products. The other formats are counted for vectors, too, which
+    /// stay in fp32.
+    pub fn weight_bytes(&self, format: WeightFormat, compute: ComputeFormat, is_on_cpu: bool) -> u64 {
+        match format {
+            WeightFormat::Auto | WeightFormat::F32 => {
+                let plain_bytes = compute.dtype().n_bytes(1).unwrap_or_default() as u64;
+                self.bytes(plain_bytes, |encoding| format.keeps(encoding, compute, is_on_cpu))
+            }
+            fixed => (self.parameters() as f64 * fixed.bits() / 8.0).ceil() as u64,
+        }
     }
 
     /// Number of parameters.

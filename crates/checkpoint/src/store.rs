@@ -83,7 +83,8 @@ impl Encoding {
             Encoding::Plain(Dtype::F16) => Some(DType::F16),
             Encoding::Plain(Dtype::BF16) | Encoding::Mxfp4 { .. } => Some(DType::Bf16),
             Encoding::Plain(_) => None,
-            Encoding::Gguf(_) | Encoding::Quantized { .. } => Some(DType::F32),
+            Encoding::Gguf(number_type) => number_type.is_read().then_some(DType::F32),
+            Encoding::Quantized { .. } => Some(DType::F32),
         }
     }
 
@@ -136,7 +137,7 @@ impl Store {
             (Encoding::Plain(_), _) if stored.rows == Rows::Same => read.plain(dtype),
             (Encoding::Plain(_), DType::F32) => read.selected::<u32>(dtype),
             (Encoding::Plain(_), _) => read.selected::<u16>(dtype),
-            (Encoding::Gguf(NumberType::F32), _) if stored.rows == Rows::Same => read.plain(dtype),
+            (Encoding::Gguf(number_type), _) if number_type.is_f32() && stored.rows == Rows::Same => read.plain(dtype),
             (Encoding::Gguf(number_type), _) => read.dequantized(number_type),
             (Encoding::Mxfp4 { .. }, _) => self.read_mxfp4(name, stored),
             (Encoding::Quantized { .. }, _) => self.dequantized(name, stored),
@@ -230,8 +231,11 @@ impl Read<'_> {
     }
 
     fn unsupported(&self) -> ReadError {
-        let dtype = self.stored.encoding.name();
-        ReadError::DType { name: self.name.to_owned(), path: self.path().to_owned(), dtype }
+        let (name, path, dtype) = (self.name.to_owned(), self.path().to_owned(), self.stored.encoding.name());
+        match self.stored.encoding {
+            Encoding::Gguf(_) => ReadError::BlockType { name, path, dtype, supported: NumberType::read_names() },
+            _ => ReadError::DType { name, path, dtype },
+        }
     }
 
     fn decode(&self, source: impl Into<BoxError>) -> ReadError {

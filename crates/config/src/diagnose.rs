@@ -117,8 +117,7 @@ impl Diagnosis<'_> {
 
     fn repeated(&self) -> String {
         let entries = self.violation.value.as_array().map(Vec::as_slice).unwrap_or_default();
-        let twice = entries.iter().enumerate().find(|(i, entry)| entries[..*i].contains(entry));
-        let entry = twice.map(|(_, entry)| show(entry)).unwrap_or_default();
+        let entry = validate::first_repeated(entries).map(show).unwrap_or_default();
         format!("expected different entries, found {entry} twice")
     }
 }

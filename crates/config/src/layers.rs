@@ -11,6 +11,8 @@ use crate::sweep::{SWEEP, with_paths_as_keys};
 use crate::{renamed, yaml};
 
 pub(crate) const ENV_PREFIX: &str = "SEPAL__";
+/// Most parts of a key, as deep as a file may be.
+pub(crate) const MAX_KEYS: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Layer {
@@ -74,6 +76,9 @@ impl Layer {
     fn new(origin: Origin, keys: &[&str], value: &str) -> Result<Self, Problem> {
         if keys.iter().any(|key| key.is_empty()) {
             return Err(problem(origin, "expected a key, for example train.seed"));
+        }
+        if keys.len() > MAX_KEYS {
+            return Err(problem(origin, "expected a key of at most 64 parts, for example train.seed"));
         }
         let leaf = match yaml::parse_scalar(value) {
             Ok(leaf) => leaf,
@@ -237,5 +242,13 @@ mod tests {
         assert_eq!([layer(&["b", "y"]), layer(&["b", "x"]), layer(&["b", "z"]), layer(&["a", "c"])], [0, 1, 1, 2]);
         assert_eq!([layer(&["b"]), layer(&["b", "missing"]), layer(&["missing"]), layer(&[])], [1, 1, 0, 0]);
         assert_eq!(merged.layer_of(&KeyPath::keys(["b", "x"]).index(0)), 1);
+    }
+
+    #[test]
+    fn key_without_end_is_refused() {
+        let text = format!("{}b=1", "a.".repeat(MAX_KEYS));
+        let problem = Layer::set(&text).expect_err("too deep");
+        assert!(problem.message.contains("at most 64 parts"), "{problem}");
+        assert!(Layer::set(&text[2..]).is_ok());
     }
 }

@@ -53,8 +53,14 @@ impl Layers {
     /// # Errors
     /// [`ReadError`] if it cannot be read.
     pub fn read(path: &Path) -> Result<Self, ReadError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ReadError { path: path.into(), source })?;
-        Ok(Self { is_record: is_record(path), ..Self::text(path.display().to_string(), text) })
+        let is_record = is_record(path);
+        // A pipeline may come by a pipe, that of a run folder is a file.
+        let text = match is_record {
+            true => sepal_machine::regular::read_to_string(path),
+            false => std::fs::read_to_string(path),
+        };
+        let text = text.map_err(|source| ReadError { path: path.into(), source })?;
+        Ok(Self { is_record, ..Self::text(path.display().to_string(), text) })
     }
 
     /// Uses a text; `name` stands for the file in messages.

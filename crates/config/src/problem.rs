@@ -3,6 +3,9 @@ use std::fmt;
 use crate::path::KeyPath;
 use crate::positions::Position;
 
+/// Most problems in a message.
+const SHOWN: usize = 100;
+
 /// Problem of a pipeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -94,8 +97,31 @@ impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = self.0.len();
         write!(f, "understand the pipeline: {count} problem{}", if count == 1 { "" } else { "s" })?;
-        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+        self.0.iter().take(SHOWN).try_for_each(|problem| write!(f, "\n  {problem}"))?;
+        match count.saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "\n  and {more} more"),
+        }
     }
 }
 
 impl std::error::Error for Problems {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_names_the_first_of_many_problems() {
+        let problem = |number: usize| Problem {
+            origin: Origin::Env { name: "SEPAL__A".to_owned() },
+            key: KeyPath::root(),
+            message: format!("problem {number}"),
+            suggestion: None,
+        };
+        let problems = Problems::check((0..SHOWN + 7).map(problem).collect()).expect_err("problems");
+        let text = problems.to_string();
+        assert!(text.contains("107 problems") && text.ends_with("and 7 more"), "{text}");
+        assert_eq!(text.lines().count(), SHOWN + 2);
+    }
+}

@@ -18,11 +18,13 @@ mod long_texts;
 pub(crate) mod plugins;
 mod train;
 
-pub use self::calibrate::{CalibrateSpec, ThresholdGoal};
+pub use self::calibrate::{CalibrateSpec, ThresholdGoal, UnfittableTask};
 pub use self::halving::HalvingSpec;
 pub use self::long_texts::{LongTexts, PoolSpec, WindowsSpec};
 pub use self::plugins::{OptimizerSpec, ParameterGroup, PluginSpec, TuningSpec};
-pub use self::train::{CheckpointSpec, EarlyStoppingSpec, EvaluateEvery, EvaluateSpec, Goal, Precision, TrainSpec};
+pub use self::train::{
+    CheckpointSpec, EarlyStoppingSpec, EvaluateEvery, EvaluateSpec, Goal, Precision, RunLength, TrainSpec,
+};
 pub use crate::swarm::{EmbeddedSpec, LanSpec, NoneSpec, P2pSpec, StaticSpec, SwarmSpec};
 
 /// Pipeline: a frozen model, a task, a tuning mode and data.

@@ -3,6 +3,8 @@
 //! Those are the keywords of JSON Schema 2020-12 (<https://json-schema.org/draft/2020-12>) that schemars writes for options
 //! without references. Other keywords are ignored: an option that they forbid is refused when it is read.
 
+use std::collections::HashSet;
+
 use regex::Regex;
 use serde_json::{Map, Value};
 
@@ -32,6 +34,12 @@ pub(crate) enum Kind<'a> {
     Choice,
     Pattern,
     Other,
+}
+
+/// First entry of a list that equals an earlier one.
+pub(crate) fn first_repeated(entries: &[Value]) -> Option<&Value> {
+    let mut distinct = HashSet::new();
+    entries.iter().find(|&entry| !distinct.insert(entry))
 }
 
 /// All violations of `schema` by `value`, which lies at `key`.
@@ -134,7 +142,6 @@ impl<'a> Checked<'a, '_> {
     }
 
     fn check_list(self, keyword: &str, operand: &'a Value, entries: &'a [Value], found: &mut Vec<Violation<'a>>) {
-        let is_repeated = |(i, entry): (usize, &Value)| entries[..i].contains(entry);
         let length = entries.len() as u64;
         match keyword {
             "items" => {
@@ -146,7 +153,7 @@ impl<'a> Checked<'a, '_> {
                 found.push(self.violation(Kind::Other));
             }
             "maxItems" if operand.as_u64().is_some_and(|most| length > most) => found.push(self.violation(Kind::Other)),
-            "uniqueItems" if *operand == Value::Bool(true) && entries.iter().enumerate().any(is_repeated) => {
+            "uniqueItems" if *operand == Value::Bool(true) && first_repeated(entries).is_some() => {
                 found.push(self.violation(Kind::Repeated));
             }
             _ => {}
@@ -290,5 +297,12 @@ mod tests {
         let keys: Vec<String> = found.iter().map(|violation| violation.key.to_string()).collect();
         assert_eq!(keys, ["list[1].name", "list[2]"]);
         assert!(matches!((&found[0].kind, &found[1].kind), (Kind::Type, Kind::Missing("name"))));
+    }
+
+    #[test]
+    fn first_repeated_entry_is_found() {
+        let entries = [json!(1), json!(1.0), json!({ "a": [1], "b": 2 }), json!({ "b": 2, "a": [1] })];
+        assert_eq!(first_repeated(&entries), Some(&entries[3]));
+        assert_eq!(first_repeated(&entries[..3]), None);
     }
 }

@@ -316,7 +316,7 @@ mod tests {
         let truncation = Truncation { max_length: 4, side: TruncationSide::Right };
         let template: Template = "<{text}>".parse().expect("a template");
         let letters_of = Letters::default();
-        let windows = Some(Windows { stride: 1 });
+        let windows = Some(Windows { stride: 1, ..Windows::default() });
         let encoder =
             RowEncoder { form: RowForm::Text, template: Some(&template), truncation, windows, encoder: &letters_of };
         let rows = RowTexts { texts: &["abcd", "x"], ..RowTexts::default() };

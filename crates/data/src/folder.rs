@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 
 use crate::Format;
 
+/// Most folders between a folder and a file in it. The time to resolve a path grows with its depth.
+const MAX_DEPTH: usize = 64;
+
 /// Error of finding the files of a split.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the message names the fields")]
@@ -20,6 +23,12 @@ pub enum FolderError {
         path: PathBuf,
         source: io::Error,
     },
+    /// The folders are nested without end in sight.
+    #[error("read the folder {}: it is more than {} folders deep; give a folder nearer to the files", path.display(), MAX_DEPTH)]
+    Depth { path: PathBuf },
+    /// The file is a pipe or a device, which may have no end.
+    #[error("read the file {}: it is a pipe or a device; remove it, or name it as the file to read", path.display())]
+    NoFile { path: PathBuf },
     /// The folder is a cache of the hub with several revisions.
     #[error("choose the files of the split `{split}` in {}: its folder `snapshots` has several revisions; name one of them", folder.display())]
     Revisions { folder: PathBuf, split: String },
@@ -123,7 +132,7 @@ fn percent_decoded(text: &str) -> String {
 /// Data files of a split, or all data files.
 fn files(folder: &Path, split: Option<&str>, format: Option<Format>) -> Result<Vec<PathBuf>, FolderError> {
     let mut search = SplitSearch { split, files: Vec::new(), visited: BTreeSet::new() };
-    search.collect(folder, split.is_none())?;
+    search.collect(folder, split.is_none(), 0)?;
     let mut files = search.files;
     files.sort();
     let is_json = |file: &PathBuf| Format::from_path(file) == Some(Format::Json);
@@ -165,7 +174,10 @@ struct SplitSearch<'a> {
 }
 
 impl SplitSearch<'_> {
-    fn collect(&mut self, folder: &Path, is_inside_split: bool) -> Result<(), FolderError> {
+    fn collect(&mut self, folder: &Path, is_inside_split: bool, depth: usize) -> Result<(), FolderError> {
+        if depth > MAX_DEPTH {
+            return Err(FolderError::Depth { path: folder.to_owned() });
+        }
         let failed = |source| FolderError::Read { path: folder.to_owned(), source };
         let entries = fs::read_dir(folder).map_err(failed)?;
         let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>, _>>().map_err(failed)?;
@@ -182,11 +194,14 @@ impl SplitSearch<'_> {
             if name.starts_with(['.', '_']) || !is_candidate {
                 continue;
             }
+            if !is_folder && path.exists() && !path.is_file() {
+                return Err(FolderError::NoFile { path });
+            }
             // A dangling link is an error when the file is read.
             let resolved = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
             match (is_folder, self.visited.insert((resolved, belongs))) {
                 (_, false) => {}
-                (true, true) => self.collect(&path, belongs)?,
+                (true, true) => self.collect(&path, belongs, depth + 1)?,
                 (false, true) => self.files.push(path),
             }
         }
@@ -312,6 +327,24 @@ mod tests {
         let error = split_files(folder.path(), "train", None).expect_err("which?");
         assert!(matches!(error, FolderError::Revisions { .. }), "{error}");
         assert_eq!(split_files(&folder.path().join("snapshots/b"), "train", None).expect("files").len(), 1);
+    }
+
+    #[test]
+    fn folders_without_end_are_refused() {
+        let deep = |depth: usize| folder(&[format!("{}train.csv", "a/".repeat(depth)).as_str()]);
+        assert_eq!(found(&deep(MAX_DEPTH), "train", None).len(), 1);
+        let error = split_files(deep(MAX_DEPTH + 1).path(), "train", None).expect_err("too deep");
+        assert!(matches!(error, FolderError::Depth { .. }), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn devices_among_the_files_are_refused() {
+        let folder = folder(&["train-0.csv"]);
+        std::os::unix::fs::symlink("/dev/zero", folder.path().join("train-1.csv")).expect("a link");
+        let error = split_files(folder.path(), "train", None).expect_err("endless");
+        assert!(matches!(error, FolderError::NoFile { .. }), "{error}");
+        assert_eq!(found(&folder, "test", None), Vec::<String>::new());
     }
 
     #[cfg(unix)]

@@ -1,5 +1,6 @@
 //! Guesses at the intended name or setting, for error texts.
 
+use std::borrow::Cow;
 use std::error::Error;
 
 use crate::{Format, LabelError, LoaderError, ReadError};
@@ -29,6 +30,16 @@ impl Remedy {
             read.or_else(label).or_else(|| error.downcast_ref::<LoaderError>().and_then(LoaderError::remedy))
         })
     }
+}
+
+/// Names of columns for a message, which a file may have in thousands.
+pub(crate) fn listed(names: &[String]) -> String {
+    const SHOWN: usize = 50;
+    let mut shown: Vec<Cow<'_, str>> = names.iter().take(SHOWN).map(|name| sepal_core::visible(name)).collect();
+    if names.len() > SHOWN {
+        shown.push(format!("and {} more", names.len() - SHOWN).into());
+    }
+    shown.join(", ")
 }
 
 /// `; did you mean NAME?`, or nothing.

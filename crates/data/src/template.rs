@@ -3,6 +3,9 @@ use std::str::FromStr;
 
 use sepal_tokenize::{self as tokenize, Input};
 
+/// Most places for texts. The time to truncate an input grows with them.
+const MAX_TEXTS: usize = 64;
+
 /// Template around the texts of a row: `Movie review: {text}`.
 ///
 /// `{text}` and `{text_pair}` are replaced; `{{` and `}}` are braces. Without `{text_pair}`, a second text is encoded as the
@@ -71,6 +74,9 @@ impl FromStr for Template {
                 remaining = &remaining[next.len_utf8()..];
             }
         }
+        if pieces.iter().filter(|piece| !matches!(piece, Piece::Literal(_))).count() > MAX_TEXTS {
+            return Err(error("it has more than 64 places for texts"));
+        }
         pieces.push(Piece::Literal(literal));
         if !pieces.contains(&Piece::Text) {
             return Err(error("it does not say where the {text} goes"));
@@ -121,5 +127,7 @@ mod tests {
         for text in ["", "Review:", "{text_pair}", "{texts}", "{text", "text}", "{}", "{text} {label}", "{{text}}"] {
             assert!(text.parse::<Template>().is_err(), "{text}");
         }
+        assert!("{text}".repeat(MAX_TEXTS).parse::<Template>().is_ok());
+        assert!("{text}".repeat(MAX_TEXTS + 1).parse::<Template>().is_err());
     }
 }

@@ -306,20 +306,24 @@ mod tests {
         TokenTable::build(table, &Letters::default(), spec)
     }
 
+    fn sharing(stride: usize) -> Windows {
+        Windows { stride, ..Windows::default() }
+    }
+
     fn letters(tokens: &TokenTable, row: usize) -> String {
         tokens.sequence(row).iter().filter_map(|&id| char::from_u32(id)).collect()
     }
 
     #[test]
     fn windows_belong_to_their_row() {
-        let spec = TokenSpec::new(3).with_windows(Some(Windows { stride: 1 }));
+        let spec = TokenSpec::new(3).with_windows(Some(sharing(1)));
         let tokens = build(&texts(&["abcde", "fg"]), &spec).expect("tokens");
         assert_eq!((tokens.len(), tokens.sequences().len(), tokens.n_divided()), (2, 3, 1));
         assert_eq!([0, 1, 2].map(|sequence| letters(&tokens, sequence)), ["abc", "cde", "fg"]);
         assert_eq!(tokens.truncated(), [0, 0, 0]);
         let batch = tokens.batch(&[1, 0]);
         assert_eq!((batch.n_rows(), batch.sequences_of(0), batch.sequences_of(1)), (2, 0..1, 1..3));
-        let error = build(&texts(&["abcde"]), &TokenSpec::new(3).with_windows(Some(Windows { stride: 3 })));
+        let error = build(&texts(&["abcde"]), &TokenSpec::new(3).with_windows(Some(sharing(3))));
         assert!(matches!(error, Err(TokenizeError::Encode { .. })), "the windows would never end");
     }
 

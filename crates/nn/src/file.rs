@@ -142,7 +142,9 @@ fn fitting(layout: &TensorLayout, tensor: HostTensor) -> Result<HostTensor, Box<
 /// # Errors
 /// [`ReadError`] if the file is missing, truncated or damaged, or holds other than float tensors.
 pub fn read(path: &Path) -> Result<Contents, ReadError> {
-    let bytes = std::fs::read(path).map(Bytes::from).map_err(|source| ReadError::Io { path: path.into(), source })?;
+    let bytes = sepal_machine::regular::read(path)
+        .map(Bytes::from)
+        .map_err(|source| ReadError::Io { path: path.into(), source })?;
     let format = |source| ReadError::Format { path: path.into(), source };
     let (header_len, header) = SafeTensors::read_metadata(&bytes).map_err(format)?;
     let data = bytes.slice(size_of::<u64>() + header_len..);

@@ -83,7 +83,7 @@ impl Optimizer for Adafactor {
     fn load_state(&mut self, params: &Parameters, state: &[NamedHostTensor]) -> Result<(), StateError> {
         let keeps_mean = self.config.beta1.is_some();
         self.states = Saved::new(state)?.for_each(params, STEP, |saved, name, shape| {
-            let step = saved.take_number(STEP, name)? as i32;
+            let step = saved.take_count(STEP, name)?;
             let squares = match factors(shape) {
                 Some([row, col]) => {
                     Squares::Factored { row: saved.take(ROW, name, &row)?, col: saved.take(COL, name, &col)? }

@@ -68,7 +68,7 @@ impl Moments {
     pub(crate) fn load(params: &Parameters, state: &[NamedHostTensor]) -> Result<Self, StateError> {
         let moments = Saved::new(state)?.for_each(params, STEP, |saved, name, shape| {
             Ok(Moment {
-                step: saved.take_number(STEP, name)? as i32,
+                step: saved.take_count(STEP, name)?,
                 exp_avg: saved.take(EXP_AVG, name, shape)?,
                 exp_avg_sq: saved.take(EXP_AVG_SQ, name, shape)?,
             })

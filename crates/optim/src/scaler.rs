@@ -113,9 +113,9 @@ impl GradScaler {
     /// [`StateError`] if a tensor is missing or not a scalar; nothing changes then.
     pub fn load_state(&mut self, state: &[NamedHostTensor]) -> Result<(), StateError> {
         let mut saved = Saved::new(state)?;
-        let (scale, tracker) = (saved.take_number(SCALER, SCALE)?, saved.take_number(SCALER, GROWTH_TRACKER)?);
+        let (scale, tracker) = (saved.take_number(SCALER, SCALE)?, saved.take_count(SCALER, GROWTH_TRACKER)?);
         saved.check_empty()?;
-        (self.scale, self.growth_tracker, self.found) = (scale as f32, tracker as u32, false);
+        (self.scale, self.growth_tracker, self.found) = (scale as f32, tracker.unsigned_abs(), false);
         Ok(())
     }
 }

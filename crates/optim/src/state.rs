@@ -21,6 +21,9 @@ pub enum StateError {
     /// The numbers that encode the bits of one number are not 16-bit integers.
     #[error("restore the state of training: expected four whole numbers below 65536 as `{name}`")]
     Bits { name: String },
+    /// The number of steps is none.
+    #[error("restore the state of training: expected a number of steps as `{name}`, found {found}")]
+    Count { name: String, found: f64 },
     /// The tensor cannot be copied.
     #[error("copy `{name}` of the state of training")]
     Host { name: String, source: HostError },
@@ -28,6 +31,9 @@ pub enum StateError {
     #[error("read `{name}` of the state of training")]
     Torch { name: String, source: TchError },
 }
+
+/// Greatest number of steps, to which as many can be added.
+const MAX_COUNT: f64 = (1 << 30) as f64;
 
 /// Converts one tensor of a parameter's state to be saved as `KIND.PARAMETER`.
 pub(crate) fn save(kind: &str, parameter: &str, tensor: &Tensor) -> Result<NamedHostTensor, StateError> {
@@ -71,6 +77,15 @@ impl Saved {
     pub(crate) fn take_number(&mut self, kind: &str, parameter: &str) -> Result<f64, StateError> {
         let torch = |source| StateError::Torch { name: format!("{kind}.{parameter}"), source };
         f64::try_from(self.take(kind, parameter, &[])?).map_err(torch)
+    }
+
+    /// Takes the number of steps that was saved as `KIND.PARAMETER`, to which further ones can be added.
+    pub(crate) fn take_count(&mut self, kind: &str, parameter: &str) -> Result<i32, StateError> {
+        let found = self.take_number(kind, parameter)?;
+        match found.fract() == 0.0 && (0.0..=MAX_COUNT).contains(&found) {
+            true => Ok(found as i32),
+            false => Err(StateError::Count { name: format!("{kind}.{parameter}"), found }),
+        }
     }
 
     /// Takes the bits that [`save_bits`] saved as `KIND.NAME`.
@@ -123,6 +138,18 @@ mod tests {
             let mut saved = Saved::new(&state).expect("read");
             prop_assert_eq!(saved.take_bits("schedule", "best").expect("taken"), bits);
             saved.check_empty().expect("no tensor remains");
+        }
+    }
+
+    #[test]
+    fn invalid_counts_are_errors() {
+        let take = |number: f32| {
+            let state = [save("step", "a", &Tensor::from(number)).expect("saved")];
+            Saved::new(&state).expect("read").take_count("step", "a")
+        };
+        assert_eq!(take(7.0).expect("a count"), 7);
+        for number in [-1.0, 0.5, 1e38, f32::NAN, f32::INFINITY] {
+            assert!(matches!(take(number), Err(StateError::Count { .. })), "{number}");
         }
     }
 

@@ -8,8 +8,6 @@ use crate::adapter::Adapter;
 use crate::export_options::{ExportOptions, Form, Method};
 use crate::verify::Verified;
 
-pub(crate) const CARD: &str = "README.md";
-
 /// Inputs of a model card.
 pub(crate) struct Card<'a> {
     pub(crate) options: &'a ExportOptions,

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 use crate::site_names::WRAPPED;
 
-pub(crate) const CONFIG: &str = "adapter_config.json";
-pub(crate) const TENSORS: &str = "adapter_model.safetensors";
+pub(crate) use sepal_track::export::{CONFIG, TENSORS};
+
 pub(crate) const PROMPT_EMBEDDINGS: &str = "prompt_embeddings";
 
 pub(crate) const PREFIX_TUNING: &str = "PREFIX_TUNING";
@@ -125,7 +125,7 @@ pub(crate) struct AdapterConfig {
 
 impl AdapterConfig {
     pub(crate) fn read(folder: &Path) -> std::io::Result<Self> {
-        let text = std::fs::read(folder.join(CONFIG))?;
+        let text = sepal_machine::regular::read(&folder.join(CONFIG))?;
         serde_json::from_slice(&text).map_err(std::io::Error::from)
     }
 

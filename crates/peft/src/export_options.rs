@@ -1,10 +1,10 @@
 //! Options of an export.
 
 use sepal_core::HostTensor;
+use sepal_track::export::Run;
 
 use crate::adapter::AdapterKind;
 use crate::config::{IA3, LORA, P_TUNING, PREFIX_TUNING, PROMPT_TUNING};
-use crate::export_record::Run;
 use crate::used_plugin::UsedPlugin;
 
 pub use sepal_core::PeftForm as Form;

@@ -3,14 +3,14 @@
 use sepal_checkpoint::{Checkpoint, linear_sites};
 use sepal_core::SiteRole;
 use sepal_track::Calibration;
+use sepal_track::export::{self, CARD, ExportRecord, RECORD, TRAINED};
 use serde::Serialize;
 
 use crate::adapter::{Adapter, AdapterError, LoraShape};
-use crate::card::{CARD, Card};
+use crate::card::Card;
 use crate::config::{CONFIG, HEAD_MODULE, Ia3ConfigFile, LoraConfigFile, PromptConfigFile, SEQ_CLS, TENSORS};
 use crate::export::ExportError;
 use crate::export_options::{ExportOptions, Form, Method};
-use crate::export_record::{self, ExportRecord, RECORD, TRAINED};
 use crate::family;
 use crate::folder::{FolderError, Staged, json};
 use crate::lora_scaling::{LoraOptionsError, LoraScaling};
@@ -44,12 +44,12 @@ impl ExportTexts<'_> {
         let trained = staged.path().join(TRAINED);
         self.trained.write(&trained).map_err(FolderError::from)?;
         let record = ExportRecord {
-            version: export_record::VERSION,
+            version: export::VERSION,
             sepal: env!("CARGO_PKG_VERSION").to_owned(),
             model_digest: self.checkpoint.digest().to_owned(),
-            trained: export_record::digest(&trained)?,
-            exported: export_record::digest(&staged.path().join(TENSORS))?,
-            config: Some(export_record::digest(&staged.path().join(CONFIG))?),
+            trained: export::digest(&trained)?,
+            exported: export::digest(&staged.path().join(TENSORS))?,
+            config: Some(export::digest(&staged.path().join(CONFIG))?),
             verified: verified.map(|found| found.difference),
             run: options.run.clone(),
         };

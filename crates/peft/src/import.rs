@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use sepal_checkpoint::Checkpoint;
+use sepal_track::export::{self, ExportRecord, RECORD, Run, TRAINED};
 
 use crate::adapter::{Adapter, AdapterKind};
 use crate::config::{AdapterConfig, CONFIG, SEQ_CLS, TENSORS};
 use crate::export_options::{Form, Method};
-use crate::export_record::{self, ExportRecord, RECORD, Run, TRAINED};
 use crate::folder::{FolderError, Staged, json};
 use crate::foreign::{self, Foreign};
 use crate::import_error::ImportError;
@@ -237,9 +237,7 @@ fn adapters_in(folder: &Path) -> Vec<String> {
 
 fn read_record(folder: &Path) -> Result<Option<ExportRecord>, ImportError> {
     match ExportRecord::read(folder) {
-        Ok(Some(record)) if record.version != export_record::VERSION => {
-            Err(ImportError::Version { found: record.version })
-        }
+        Ok(Some(record)) if record.version != export::VERSION => Err(ImportError::Version { found: record.version }),
         Ok(record) => Ok(record),
         Err(source) => Err(ImportError::Io { path: folder.join(RECORD), source }),
     }
@@ -249,7 +247,7 @@ fn read_record(folder: &Path) -> Result<Option<ExportRecord>, ImportError> {
 fn read_trained(folder: &Path, record: &ExportRecord) -> Result<Adapter, ImportError> {
     for (file, expected) in [(TRAINED, &record.trained), (TENSORS, &record.exported)] {
         let path = folder.join(file);
-        let digest = export_record::digest(&path).map_err(|source| ImportError::Io { path, source })?;
+        let digest = export::digest(&path).map_err(|source| ImportError::Io { path, source })?;
         if &digest != expected {
             return Err(ImportError::Changed { file });
         }

@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use sepal_track::export::{RECORD, VERSION};
+
 use crate::adapter::AdapterError;
 use crate::config::{CONFIG, LORA};
-use crate::export_record::{RECORD, VERSION};
 use crate::folder::FolderError;
 
 /// Error of an import. No file was left behind.

@@ -25,7 +25,7 @@ struct ModelConfig {
 
 /// Reads the names of `n_labels` labels from the `config.json` in `folder`, if the file is present and valid.
 pub(crate) fn read_label_names(folder: &Path, n_labels: usize) -> LabelNames {
-    let text = std::fs::read(folder.join(MODEL_CONFIG)).unwrap_or_default();
+    let text = sepal_machine::regular::read(&folder.join(MODEL_CONFIG)).unwrap_or_default();
     let ModelConfig { id2label, problem_type } = serde_json::from_slice(&text).unwrap_or_default();
     let labels = id2label.and_then(|by_id| in_order(&by_id, n_labels));
     LabelNames { labels, multi_label: problem_type.as_deref() == Some("multi_label_classification") }

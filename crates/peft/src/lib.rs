@@ -4,9 +4,9 @@
 //! PREFIX_TUNING: the frozen blocks compute their keys and values once. Under a causal mask these do not depend on the
 //! following text, so that the conversion is exact. Low-rank additions become LORA, factors of layers IA3. [`Import`] reads
 //! exports of this crate, and PROMPT_TUNING, P_TUNING, PREFIX_TUNING, LORA and IA3 of PEFT. [`merge`] writes a checkpoint
-//! for transformers with LORA or IA3 in its weights. [`check_publishable`] checks an export before it is published. The
-//! crate stands above `blocks`, `checkpoint` and `track`. It does not train, download or run Python, and it knows no
-//! encoders of prompts: their output comes with [`ExportOptions::prompts`].
+//! for transformers with LORA or IA3 in its weights. The names and the record of an exported folder are in
+//! [`sepal_track::export`]. The crate stands above `blocks`, `checkpoint` and `track`. It does not train, download or run
+//! Python, and it knows no encoders of prompts: their output comes with [`ExportOptions::prompts`].
 //!
 //! Invariants: a folder is written completely or not at all, and an existing one is replaced only on request. A model
 //! that PEFT computes differently is refused with the reason. PEFT's own files contain nothing of Sepal. A pickle is never
@@ -37,7 +37,6 @@ mod compute;
 mod config;
 mod export;
 mod export_options;
-mod export_record;
 mod export_texts;
 mod family;
 mod fold;
@@ -51,7 +50,6 @@ mod lora_config;
 mod lora_scaling;
 mod merge;
 mod model_match;
-mod publish;
 mod site_names;
 mod site_tensors;
 #[cfg(test)]
@@ -63,13 +61,12 @@ pub use adapter::AdapterError;
 pub use compute::ComputeError;
 pub use export::{ExportError, Exported, export, has_encoder};
 pub use export_options::{ExportOptions, Form, Verify};
-pub use export_record::Run;
 pub use folder::FolderError;
 pub use import::{Import, ImportOptions};
 pub use import_error::ImportError;
 pub use lora_scaling::LoraOptionsError;
 pub use merge::{MergeError, MergeOptions, Merged, merge};
 pub use model_match::ModelMismatch;
-pub use publish::{PublishError, Publishable, check_publishable, is_hub_name};
+pub use sepal_track::export::Run;
 pub use used_plugin::{HeadMismatch, UsedPlugin};
 pub use verify::Verified;

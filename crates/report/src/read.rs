@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sepal_core::in_one_line;
 use sepal_data::Predictions;
+use sepal_machine::regular;
 use sepal_track::{History, Manifest};
 
 use crate::options::Options;
@@ -59,7 +60,7 @@ impl Run {
     pub fn read(folder: &Path) -> Result<Self, ReadError> {
         let manifest = manifest(folder)?;
         let mut problems = Vec::new();
-        let options = match std::fs::read_to_string(folder.join("pipeline.yaml")) {
+        let options = match regular::read_to_string(&folder.join("pipeline.yaml")) {
             Ok(text) => Options::new(&text),
             Err(error) => {
                 problems.push(read_problem("pipeline.yaml", &error));
@@ -77,7 +78,7 @@ impl Run {
             problems.push(format!("metrics.jsonl: {} lines cannot be read and were passed over", history.broken_lines));
         }
         let path = folder.join("predictions.parquet");
-        let predictions = match path.exists().then(|| Predictions::read(&path)) {
+        let predictions = match path.is_file().then(|| Predictions::read(&path)) {
             None => None,
             Some(Ok(predictions)) if predictions.is_empty() => None,
             Some(Ok(predictions)) => Some(predictions),
@@ -108,7 +109,7 @@ impl Run {
 
 fn manifest(folder: &Path) -> Result<Manifest, ReadError> {
     let path = folder.join("manifest.json");
-    let text = match std::fs::read(&path) {
+    let text = match regular::read(&path) {
         Ok(text) => text,
         Err(_) if !folder.is_dir() => return Err(ReadError::NoFolder { folder: folder.to_owned() }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(ReadError::NoManifest { path }),

@@ -37,8 +37,8 @@ pub enum EncodeError {
     Stride { stride: usize, room: usize },
     /// The text is too long for windows of this size.
     #[error(
-        "divide the text of {n_tokens} tokens into windows: there would be {n_windows}, at most {max_windows} are possible; raise the \
-         limit of tokens, share fewer or shorten the text"
+        "divide the text of {n_tokens} tokens into windows: there would be {n_windows}, at most {max_windows} are made; raise that \
+         number or the limit of tokens, share fewer or shorten the text"
     )]
     Windows { n_windows: usize, n_tokens: usize, max_windows: usize },
     /// The text is empty, or has only characters that the vocabulary lacks.

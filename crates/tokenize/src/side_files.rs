@@ -9,7 +9,7 @@
 //! Other keys, among them `add_bos_token`, `add_eos_token`, `model_max_length` and `padding_side`, do not change ids if there
 //! is a `tokenizer.json`: its post-processor adds special tokens.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -141,18 +141,18 @@ impl SideFiles {
         if !self.has_decoder {
             by_id.extend(own.iter().map(|(id, token)| (*id, token.clone())));
         }
-        let find = |content: &str| by_id.values().find(|token| token.content == content).cloned();
-        let named: Vec<AddedToken> =
-            self.named.into_iter().map(|token| find(&token.content).unwrap_or(token)).collect();
+        // Files may have very many tokens, so they are found by their texts. Of equal ones, that of the least id counts.
+        let by_text: HashMap<&str, &AddedToken> =
+            by_id.values().rev().map(|token| (token.content.as_str(), token)).collect();
+        let find = |token: AddedToken| by_text.get(token.content.as_str()).map_or(token, |found| (*found).clone());
+        let named: Vec<AddedToken> = self.named.into_iter().map(find).collect();
+        let mut known: HashSet<&str> = texts(own.values().chain(by_id.values()));
         let mut tokens: Vec<AddedToken> = by_id.values().cloned().collect();
-        for token in named.iter().chain(&self.extra) {
-            let is_known = |known: &AddedToken| known.content == token.content;
-            if !own.values().any(is_known) && !tokens.iter().any(is_known) {
-                tokens.push(token.clone());
-            }
-        }
+        let further = named.iter().chain(&self.extra).filter(|token| known.insert(&token.content));
+        tokens.extend(further.cloned());
+        let special = texts(&named);
         for token in &mut tokens {
-            token.special |= named.iter().any(|named| named.content == token.content);
+            token.special |= special.contains(token.content.as_str());
         }
         tokenizer.add_tokens(tokens)?;
         tokenizer.set_encode_special_tokens(self.splits_special_tokens);
@@ -183,19 +183,24 @@ impl SideFiles {
     }
 
     fn numbered(&self, ids: &Map<String, Value>) -> Result<BTreeMap<u32, AddedToken>, String> {
-        let is_special = |content: &str| self.named.iter().chain(&self.extra).any(|token| token.content == content);
+        let special = texts(self.named.iter().chain(&self.extra));
         let read = |(content, id): (&String, &Value)| {
             let number = id.as_u64().and_then(|id| u32::try_from(id).ok());
             let number = number.ok_or_else(|| format!("`{content}` has the id {id}, expected a whole number"))?;
-            Ok((number, AddedToken::from(content.as_str(), is_special(content))))
+            Ok((number, AddedToken::from(content.as_str(), special.contains(content.as_str()))))
         };
         ids.iter().map(read).collect()
     }
 }
 
+/// Texts of tokens.
+fn texts<'a>(tokens: impl IntoIterator<Item = &'a AddedToken>) -> HashSet<&'a str> {
+    tokens.into_iter().map(|token| token.content.as_str()).collect()
+}
+
 fn read_object(folder: &Path, name: &str) -> Result<Option<Map<String, Value>>, LoadError> {
     let path = folder.join(name);
-    let bytes = match std::fs::read(&path) {
+    let bytes = match sepal_machine::regular::read(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         read => read.map_err(|source| LoadError::Read { path: path.clone(), source })?,
     };
@@ -218,7 +223,8 @@ fn rename_extra(settings: &mut Map<String, Value>) {
 
 fn join_extra(settings: &Map<String, Value>, special: &mut Map<String, Value>) {
     if let (Some(Value::Array(before)), Some(Value::Array(tokens))) = (settings.get(EXTRA), special.get_mut(EXTRA)) {
-        let new: Vec<Value> = tokens.drain(..).filter(|token| !before.contains(token)).collect();
+        let known: HashSet<&Value> = before.iter().collect();
+        let new: Vec<Value> = tokens.drain(..).filter(|token| !known.contains(token)).collect();
         tokens.extend(before.iter().cloned().chain(new));
     }
 }

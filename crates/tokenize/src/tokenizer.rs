@@ -68,7 +68,8 @@ impl Tokenizer {
     }
 
     fn load(path: &Path, side_files: SideFiles) -> Result<Self, LoadError> {
-        let bytes = std::fs::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
+        let bytes =
+            sepal_machine::regular::read(path).map_err(|source| LoadError::Read { path: path.to_owned(), source })?;
         Self::from_json(&bytes, side_files).map_err(|source| LoadError::File { path: path.to_owned(), source })
     }
 

@@ -5,8 +5,8 @@ use std::ops::Range;
 use crate::error::EncodeError;
 use crate::input::Input;
 
-/// Largest number of windows of one text. Each is a sequence of its own, and is found by a pass over the tokens of the text.
-pub(crate) const MAX_WINDOWS: usize = 1000;
+/// Default of the largest number of windows of one text.
+const DEFAULT_MAX_WINDOWS: usize = 1000;
 
 /// Side of a text that truncation removes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -28,10 +28,19 @@ pub struct Truncation {
 }
 
 /// Division of a long text into windows, instead of its truncation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Windows {
     /// Number of tokens of the text that neighbouring windows share, as in the crate `tokenizers`.
     pub stride: usize,
+    /// Largest number of windows of one text. Each is a sequence of its own, and is found by a pass over the tokens of the
+    /// text.
+    pub max_windows: usize,
+}
+
+impl Default for Windows {
+    fn default() -> Self {
+        Self { stride: 0, max_windows: DEFAULT_MAX_WINDOWS }
+    }
 }
 
 impl TruncationSide {
@@ -86,11 +95,11 @@ pub(crate) fn retained_tokens(
 ///
 /// # Errors
 /// [`EncodeError::MaxLength`] if `truncation` is too small for one token of each text, [`EncodeError::Stride`] if a window
-/// would not begin after the one before it, [`EncodeError::Windows`] if there would be more than [`MAX_WINDOWS`].
+/// would not begin after the one before it, [`EncodeError::Windows`] if there would be more than `max_windows`.
 pub(crate) fn window_tokens(
     text_indices: &[Option<usize>],
     truncation: Truncation,
-    Windows { stride }: Windows,
+    Windows { stride, max_windows }: Windows,
 ) -> Result<impl Iterator<Item = Vec<bool>>, EncodeError> {
     let lengths = TextLengths::new(text_indices, truncation.max_length)?;
     let longest = (0..lengths.counts.len()).max_by_key(|&text| lengths.counts[text]);
@@ -101,8 +110,8 @@ pub(crate) fn window_tokens(
     let last = count - room;
     let step = room.saturating_sub(stride).max(1);
     let n_windows = last.div_ceil(step) + 1;
-    if n_windows > MAX_WINDOWS {
-        return Err(EncodeError::Windows { n_windows, n_tokens: count, max_windows: MAX_WINDOWS });
+    if n_windows > max_windows {
+        return Err(EncodeError::Windows { n_windows, n_tokens: count, max_windows });
     }
     let starts = (0..last).step_by(step).chain([last]);
     Ok(starts.map(move |start| {
@@ -212,7 +221,7 @@ mod tests {
     /// Tokens of each window, by their positions.
     fn windows(indices: &[Option<usize>], max_length: usize, stride: usize) -> Result<Vec<Vec<usize>>, EncodeError> {
         let truncation = Truncation { max_length, side: TruncationSide::Left };
-        let masks = window_tokens(indices, truncation, Windows { stride })?;
+        let masks = window_tokens(indices, truncation, Windows { stride, ..Windows::default() })?;
         let positions = |mask: Vec<bool>| (0..mask.len()).filter(|&token| mask[token]).collect();
         Ok(masks.map(positions).collect())
     }

@@ -60,7 +60,7 @@ mod tests {
 
     use super::*;
     use crate::input::Piece;
-    use crate::truncate::{MAX_WINDOWS, TruncationSide};
+    use crate::truncate::TruncationSide;
 
     /// Word-level tokenizer whose post-processor writes `[CLS] A [SEP] B [SEP]`.
     fn tokenizer() -> Tokenizer {
@@ -73,6 +73,10 @@ mod tests {
         Tokenizer::from_bytes(definition.to_string().as_bytes()).expect("a definition")
     }
 
+    fn sharing(stride: usize) -> Windows {
+        Windows { stride, ..Windows::default() }
+    }
+
     fn ids(encoded: Vec<Encoding>) -> Vec<Vec<u32>> {
         encoded.into_iter().map(|encoding| encoding.ids).collect()
     }
@@ -82,12 +86,12 @@ mod tests {
         let tokenizer = tokenizer();
         let truncation = Truncation { max_length: 5, side: TruncationSide::Right };
         let pieces = vec![Piece::Text("a b c d"), Piece::Fixed(" e")];
-        let found = tokenizer.encode_windows(&Input::from_pieces(pieces, None), truncation, Windows { stride: 1 });
+        let found = tokenizer.encode_windows(&Input::from_pieces(pieces, None), truncation, sharing(1));
         let found = found.expect("encodes");
         assert_eq!(found[1].offsets, [(0, 0), (2, 3), (4, 5), (8, 9), (0, 0)]);
         assert!(found.iter().all(|window| window.n_truncated == 0));
         assert_eq!(ids(found), [[1, 3, 4, 7, 2], [1, 4, 5, 7, 2], [1, 5, 6, 7, 2]]);
-        let short = tokenizer.encode_windows(&Input::new("a b", None), truncation, Windows { stride: 9 });
+        let short = tokenizer.encode_windows(&Input::new("a b", None), truncation, sharing(9));
         assert_eq!(ids(short.expect("encodes")), [[1, 3, 4, 2]], "a text that fits is one window");
     }
 
@@ -110,20 +114,21 @@ mod tests {
         let truncation = Truncation { max_length: 4, side: TruncationSide::Right };
         let encode = |n_tokens: usize| {
             let text = "a ".repeat(n_tokens);
-            tokenizer().encode_windows(&Input::new(&text, None), truncation, Windows { stride: 1 })
+            let windows = Windows { max_windows: 5, ..sharing(1) };
+            tokenizer().encode_windows(&Input::new(&text, None), truncation, windows)
         };
         // A window has room for two tokens of the text, and begins one token after the one before it.
-        assert_eq!(encode(MAX_WINDOWS + 1).expect("encodes").len(), MAX_WINDOWS);
-        let error = encode(MAX_WINDOWS + 2).expect_err("one window too many");
-        assert!(error.to_string().contains("there would be 1001, at most 1000"), "{error}");
-        assert!(matches!(error, EncodeError::Windows { n_tokens: 1002, .. }));
+        assert_eq!(encode(6).expect("encodes").len(), 5);
+        let error = encode(7).expect_err("one window too many");
+        assert!(error.to_string().contains("there would be 6, at most 5"), "{error}");
+        assert!(matches!(error, EncodeError::Windows { n_tokens: 7, .. }));
     }
 
     #[test]
     fn first_row_without_room_is_an_error() {
         let truncation = Truncation { max_length: 4, side: TruncationSide::Right };
         let rows = [Input::new("a", None), Input::new("a b c", None)];
-        let error = tokenizer().encode_window_batch(&rows, truncation, Windows { stride: 2 }).expect_err("no room");
+        let error = tokenizer().encode_window_batch(&rows, truncation, sharing(2)).expect_err("no room");
         assert!(matches!((error.row, error.source), (1, EncodeError::Stride { stride: 2, room: 2 })));
     }
 }

@@ -112,7 +112,7 @@ pub fn timestamp() -> String {
 
 /// Reads a JSON file; none if it is missing or invalid.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
-    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    serde_json::from_slice(&sepal_machine::regular::read(path).ok()?).ok()
 }
 
 /// Writes a file atomically, so that it survives a loss of power.

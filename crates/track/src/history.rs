@@ -1,4 +1,3 @@
-use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
@@ -44,7 +43,7 @@ impl History {
     pub fn read(path: &Path) -> Result<Self, HistoryError> {
         let failed = |source| HistoryError { path: path.to_owned(), source };
         let mut history = Self::default();
-        for line in BufReader::new(File::open(path).map_err(failed)?).split(b'\n') {
+        for line in BufReader::new(sepal_machine::regular::open(path).map_err(failed)?).split(b'\n') {
             let line = line.map_err(failed)?;
             if line.trim_ascii().is_empty() {
                 continue;

@@ -3,6 +3,8 @@
 //! A [`RunFolder`] is made once per run. [`MetricsLog`] appends one JSON object per line to it, and all other files are
 //! written atomically. [`Trackers`] runs each [`Tracker`] on its own thread: [`TensorBoard`], [`Mlflow`], [`Wandb`].
 //!
+//! [`export`] describes the folders that runs are exported to.
+//!
 //! Limits: this crate computes no metrics and knows neither pipelines nor libtorch.
 //!
 //! Invariants: a file of a run folder is never half-written, since it is written to a temporary file, synced and
@@ -25,6 +27,7 @@
 mod calibration;
 #[cfg(test)]
 mod examples;
+pub mod export;
 mod folder;
 mod history;
 mod manifest;

@@ -254,7 +254,7 @@ impl Manifest {
     /// [`ReadError`] if the file is missing or invalid.
     pub fn read(folder: &Path) -> Result<Self, ReadError> {
         let path = folder.join("manifest.json");
-        let read = || serde_json::from_slice(&std::fs::read(&path)?).map_err(io::Error::from);
+        let read = || serde_json::from_slice(&sepal_machine::regular::read(&path)?).map_err(io::Error::from);
         let unfinished = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound if folder.join("pipeline.yaml").is_file() => {
                 io::Error::new(io::ErrorKind::NotFound, "it is missing: the run has not ended, and can be resumed")

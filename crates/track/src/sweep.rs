@@ -9,6 +9,9 @@ use serde_json::Value;
 use crate::manifest::ReadError;
 use crate::{BestEvaluation, WriteError, write_atomic};
 
+/// Most runs of a sweep that is read, several times those of any.
+const MAX_RUNS: usize = 4096;
+
 /// Contents of `sweep.json`: runs of one pipeline with different values of some keys. Their folders are beside the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SweepRecord {
@@ -133,8 +136,28 @@ impl SweepRecord {
     /// [`ReadError`] if the file is missing or invalid.
     pub fn read(folder: &Path) -> Result<Self, ReadError> {
         let path = folder.join(Self::FILE);
-        let read = || serde_json::from_slice(&std::fs::read(&path)?).map_err(io::Error::from);
+        let read = || -> io::Result<Self> {
+            let record: Self = serde_json::from_slice(&sepal_machine::regular::read(&path)?)?;
+            record.check().map_err(|problem| io::Error::new(io::ErrorKind::InvalidData, problem))?;
+            Ok(record)
+        };
         read().map_err(|source| ReadError { path: path.clone(), source })
+    }
+
+    /// Checks the names of folders, since runs are written there, and the numbers of runs.
+    fn check(&self) -> Result<(), String> {
+        let is_name = |folder: &str| Path::new(folder).file_name().is_some_and(|name| name == folder);
+        let n_runs = self.runs.len();
+        if n_runs > MAX_RUNS {
+            return Err(format!("it has {n_runs} runs, expected at most {MAX_RUNS}"));
+        }
+        if let Some(MemberRecord { folder, .. }) = self.runs.iter().find(|run| !is_name(&run.folder)) {
+            return Err(format!("the folder of a run is `{folder}`, expected the name of a folder beside it"));
+        }
+        match self.selections.iter().flatten().find(|run| **run >= n_runs) {
+            Some(run) => Err(format!("a selection has the run {run}, but there are {n_runs}")),
+            None => Ok(()),
+        }
     }
 
     /// Writes the file atomically.
@@ -184,5 +207,18 @@ mod tests {
         };
         record.save(folder.path()).expect("written");
         assert_eq!(SweepRecord::read(folder.path()).expect("read"), record);
+        let refused = |change: fn(&mut SweepRecord), expected: &str| {
+            let mut changed = record.clone();
+            change(&mut changed);
+            changed.save(folder.path()).expect("written");
+            let error = SweepRecord::read(folder.path()).expect_err(expected).source.to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        let no_name = "expected the name of a folder";
+        refused(|record| record.runs[0].folder = "../outside".to_owned(), no_name);
+        refused(|record| record.runs[0].folder = "/outside".to_owned(), no_name);
+        refused(|record| record.runs[0].folder = String::new(), no_name);
+        refused(|record| record.selections.push(vec![0, 1]), "a selection has the run 1, but there are 1");
+        refused(|record| record.runs = vec![record.runs[0].clone(); MAX_RUNS + 1], "it has 4097 runs");
     }
 }

@@ -224,6 +224,7 @@ fn read(path: &Path) -> Result<(RunIdentity, TrainState), CheckpointError> {
     }
     let Header { identity, progress, skips, selected } =
         serde_json::from_str(metadata("state")).map_err(|error| unusable(path, error.to_string()))?;
+    progress.check(skips.0).map_err(|problem| unusable(path, problem))?;
     let mut groups: BTreeMap<String, Vec<NamedHostTensor>> = BTreeMap::new();
     for NamedHostTensor { name, tensor } in contents.tensors {
         let (group, name) = name.split_once('/').unwrap_or(("", &name));

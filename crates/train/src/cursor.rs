@@ -1,6 +1,5 @@
+use sepal_config::spec::RunLength;
 use sepal_data::{Batch, Epoch, Loader};
-
-use crate::progress::RunLength;
 
 /// Position in the batches of a run.
 ///

@@ -38,7 +38,7 @@ pub use error::{CheckpointError, EvaluateError, MetricError, MetricUsage, Missin
 pub use evaluate::{Evaluation, ModelSelector, SelectedEvaluation, Split, evaluate, goal_of, headline, metric_names};
 pub use loss_scaling::LossScaling;
 pub use observer::{Event, Observer, Recorder, Silent};
-pub use progress::{Progress, RunLength, ended_by_time};
+pub use progress::{Progress, ended_by_time};
 pub use state::TrainState;
 pub use step::{StepMeasurement, measure_step};
 pub use trainer::{Outcome, Pause, Trainer, TrainerContext, TrainerInputs, TrainerOptions};

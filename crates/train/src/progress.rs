@@ -1,27 +1,7 @@
 use std::time::Duration;
 
-use sepal_config::spec::TrainSpec;
-use sepal_data::Loader;
 use sepal_track::{BestEvaluation, ServerUsage};
 use serde::{Deserialize, Serialize};
-
-/// Length of a run in optimizer steps.
-#[derive(Debug, Clone, Copy)]
-pub struct RunLength {
-    /// Steps of one pass over the training rows.
-    pub steps_per_epoch: u64,
-    /// Steps of the run, if nothing ends it early.
-    pub total_steps: u64,
-}
-
-impl RunLength {
-    /// Returns the length of a run over the batches of `train`.
-    pub fn new(spec: &TrainSpec, train: &Loader) -> Self {
-        let steps_per_epoch = (train.batches_per_epoch() as u64).div_ceil(spec.accumulate as u64);
-        let total_steps = spec.max_steps.unwrap_or(spec.epochs * steps_per_epoch);
-        Self { steps_per_epoch, total_steps }
-    }
-}
 
 /// Progress of a run, as its checkpoints hold it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -63,7 +43,30 @@ pub struct Progress {
     pub ended_early: Option<String>,
 }
 
+/// Greatest count of a run: more than one reaches, so that sums do not overflow.
+const MAX_COUNT: u64 = 1 << 53;
+
 impl Progress {
+    /// Checks the counts of a checkpoint, to which those of this process are added. `skips` is the number of steps that were
+    /// skipped at its end.
+    ///
+    /// # Errors
+    /// The problem.
+    pub(crate) fn check(&self, skips: u64) -> Result<(), String> {
+        let of_server = |usage: &ServerUsage| [usage.calls, usage.failures, usage.checks, usage.differences];
+        let of_servers = self.servers_before.iter().flat_map(of_server);
+        let own =
+            [self.steps, self.rows, self.tokens, self.sent_before, self.received_before, self.without_improvement];
+        match own.into_iter().chain(of_servers).find(|count| *count > MAX_COUNT) {
+            Some(count) => Err(format!("its state has the count {count}, which no run reaches")),
+            None if self.skipped > self.steps || skips > self.skipped => Err(format!(
+                "its state has {} steps, of which {} and at last {skips} were skipped",
+                self.steps, self.skipped
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// Adds the servers of this process to those of the earlier ones.
     pub fn server_usage(&self, current: Vec<sepal_remote::ServerUsage>) -> Vec<ServerUsage> {
         let mut usage = self.servers_before.clone();
@@ -99,4 +102,31 @@ pub fn ended_by_time(ended_early: Option<&str>) -> bool {
 /// Converts minutes to a duration; values that are too large become the longest duration.
 pub(crate) fn minutes(minutes: f64) -> Duration {
     Duration::try_from_secs_f64(minutes * 60.0).unwrap_or(Duration::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_that_no_run_reaches_are_refused() {
+        let progress = Progress { steps: 9, skipped: 2, ..Progress::default() };
+        assert_eq!(progress.check(2), Ok(()));
+        assert!(progress.check(3).is_err());
+        let refused = |change: fn(&mut Progress)| {
+            let mut changed = progress.clone();
+            change(&mut changed);
+            assert!(changed.check(0).is_err(), "{changed:?}");
+        };
+        refused(|progress| progress.steps = u64::MAX);
+        refused(|progress| progress.skipped = 10);
+        refused(|progress| progress.rows = u64::MAX);
+        refused(|progress| progress.without_improvement = u64::MAX);
+        refused(|progress| {
+            let (server, blocks) = ("a".to_owned(), "0:1".to_owned());
+            let (calls, failures, checks, differences, quarantined) = (u64::MAX, 0, 0, 0, false);
+            let usage = ServerUsage { server, blocks, calls, failures, checks, differences, quarantined };
+            progress.servers_before.push(usage);
+        });
+    }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use sepal_config::spec::{EvaluateEvery, EvaluateSpec, KeptAdapter, TrainSpec};
+use sepal_config::spec::{EvaluateEvery, EvaluateSpec, KeptAdapter, RunLength, TrainSpec};
 use sepal_core::in_one_line;
 use sepal_data::{Batch, Loader};
 use sepal_model::Model;
@@ -16,7 +16,7 @@ use crate::error::{CheckpointError, MetricUsage, TrainError};
 use crate::evaluate::{ModelSelector, SelectedEvaluation, Split, evaluate, value_of};
 use crate::loss_scaling::LossScaling;
 use crate::observer::{Event, Observer, Recorder};
-use crate::progress::{Progress, RunLength, TIME_LIMIT, ended_by_time};
+use crate::progress::{Progress, TIME_LIMIT, ended_by_time};
 use crate::state::TrainState;
 use crate::step::Stepper;
 
@@ -113,7 +113,7 @@ impl<'a> Trainer<'a> {
             stepper: Stepper { model, optimizer, schedule, scaling: LossScaling::new(options.scaler.clone()) },
             train,
             validation,
-            length: RunLength::new(&options.train, train),
+            length: RunLength::new(&options.train, train.batches_per_epoch()),
             selector: ModelSelector::new(&options.evaluate, options.default_metric.as_deref()),
             options,
             outcome,

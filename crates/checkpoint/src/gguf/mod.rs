@@ -136,7 +136,21 @@ fn tensors(file: &WeightsFile, content: &Content) -> Result<BTreeMap<String, Sto
             .ok_or_else(|| file.header(format!("the size of tensor `{name}` is invalid")))?;
         tensors.insert(name.clone(), stored);
     }
-    Ok(tensors)
+    match overlapping(&tensors) {
+        None => Ok(tensors),
+        Some((first, second)) => {
+            Err(file.header(format!("its tensors `{first}` and `{second}` are at the same bytes")))
+        }
+    }
+}
+
+/// Names of two tensors that have a byte in common, which no program writes.
+fn overlapping(tensors: &BTreeMap<String, Stored>) -> Option<(&str, &str)> {
+    let mut by_offset: Vec<(&String, &Stored)> = tensors.iter().collect();
+    by_offset.sort_by_key(|(_, stored)| stored.offset);
+    let pairs = by_offset.windows(2).map(|pair| (pair[0], pair[1]));
+    let mut shared = pairs.filter(|((_, first), (_, second))| first.offset + first.len > second.offset);
+    shared.next().map(|((first, _), (second, _))| (first.as_str(), second.as_str()))
 }
 
 /// Offset of the byte after the last tensor.
@@ -166,16 +180,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn tensors_at_the_same_bytes_are_found() {
+        let tensors = |offsets: [u64; 3]| {
+            let stored = |(name, offset): (&str, u64)| {
+                let info = TensorInfo { number_type: NumberType::named("F32"), shape: vec![8], offset };
+                Some((name.to_owned(), locate(64, &info)?))
+            };
+            ["a", "b", "c"].into_iter().zip(offsets).filter_map(stored).collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(overlapping(&tensors([64, 0, 32])), None);
+        assert_eq!(overlapping(&tensors([64, 0, 31])), Some(("b", "c")));
+        assert_eq!(overlapping(&tensors([0, 64, 0])), Some(("a", "c")));
+    }
+
+    #[test]
     fn only_tensors_of_whole_blocks_are_located() {
         let length = |number_type, shape: &[usize]| {
             let info = TensorInfo { number_type, shape: shape.to_vec(), offset: 32 };
             locate(64, &info).map(|stored| (stored.offset, stored.len))
         };
-        assert_eq!(length(NumberType::F32, &[]), Some((96, 4)));
-        assert_eq!(length(NumberType::Q4_0, &[3, 64]), Some((96, 3 * 2 * 18)));
+        assert_eq!(length(NumberType::named("F32"), &[]), Some((96, 4)));
+        assert_eq!(length(NumberType::named("Q4_0"), &[3, 64]), Some((96, 3 * 2 * 18)));
         let invalid: [&[usize]; 5] = [&[], &[0], &[3, 33], &[usize::MAX, 64], &[1 << 40, 0, 32]];
         for shape in invalid {
-            assert_eq!(length(NumberType::Q4_0, shape), None, "{shape:?}");
+            assert_eq!(length(NumberType::named("Q4_0"), shape), None, "{shape:?}");
         }
     }
 }

@@ -6,127 +6,150 @@
 use half::{bf16, f16};
 use sepal_core::RowEncoding;
 
-/// Number type of a tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NumberType {
-    F32,
-    F16,
-    Bf16,
-    Q4_0,
-    Q4_1,
-    Q5_0,
-    Q5_1,
-    Q8_0,
-    Q2K,
-    Q3K,
-    Q4K,
-    Q5K,
-    Q6K,
+/// Number type of a tensor: an entry of [`TYPES`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NumberType(&'static Entry);
+
+impl PartialEq for NumberType {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.code == other.0.code
+    }
 }
 
+/// A number type of the format.
+#[derive(Debug)]
+struct Entry {
+    code: u32,
+    /// Usual name.
+    name: &'static str,
+    /// Numbers and bytes of a block.
+    block: (usize, usize),
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    F32,
+    /// Rows that can be used as they are stored.
+    Rows {
+        encoding: RowEncoding,
+        widen: fn(&[u8], &mut Vec<f32>),
+    },
+    /// Type that is not read. Files may have it in tensors that nothing needs.
+    Unread,
+}
+
+/// Entry of a type whose blocks are those of an encoding.
+const fn rows(code: u32, name: &'static str, encoding: RowEncoding, widen: fn(&[u8], &mut Vec<f32>)) -> Entry {
+    // Evaluated by the compiler.
+    let Some(block) = encoding.block() else { panic!("the encoding has no blocks") };
+    Entry { code, name, block, kind: Kind::Rows { encoding, widen } }
+}
+
+const fn unread(code: u32, name: &'static str, block_len: usize, block_bytes: usize) -> Entry {
+    Entry { code, name, block: (block_len, block_bytes), kind: Kind::Unread }
+}
+
+/// All number types of the format.
+static TYPES: [Entry; 32] = [
+    Entry { code: 0, name: "F32", block: (1, 4), kind: Kind::F32 },
+    rows(1, "F16", RowEncoding::F16, |blocks, values| {
+        values.extend(blocks.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32()));
+    }),
+    rows(30, "BF16", RowEncoding::Bf16, |blocks, values| {
+        values.extend(blocks.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()));
+    }),
+    rows(2, "Q4_0", RowEncoding::Q4_0, |blocks, values| each(blocks, values, q4_0)),
+    rows(3, "Q4_1", RowEncoding::Q4_1, |blocks, values| each(blocks, values, q4_1)),
+    rows(6, "Q5_0", RowEncoding::Q5_0, |blocks, values| each(blocks, values, q5_0)),
+    rows(7, "Q5_1", RowEncoding::Q5_1, |blocks, values| each(blocks, values, q5_1)),
+    rows(8, "Q8_0", RowEncoding::Q8_0, |blocks, values| each(blocks, values, q8_0)),
+    rows(10, "Q2_K", RowEncoding::Q2K, |blocks, values| each(blocks, values, q2_k)),
+    rows(11, "Q3_K", RowEncoding::Q3K, |blocks, values| each(blocks, values, q3_k)),
+    rows(12, "Q4_K", RowEncoding::Q4K, |blocks, values| each(blocks, values, q4_k)),
+    rows(13, "Q5_K", RowEncoding::Q5K, |blocks, values| each(blocks, values, q5_k)),
+    rows(14, "Q6_K", RowEncoding::Q6K, |blocks, values| each(blocks, values, q6_k)),
+    unread(9, "Q8_1", 32, 36),
+    unread(16, "IQ2_XXS", 256, 66),
+    unread(17, "IQ2_XS", 256, 74),
+    unread(18, "IQ3_XXS", 256, 98),
+    unread(19, "IQ1_S", 256, 50),
+    unread(20, "IQ4_NL", 32, 18),
+    unread(21, "IQ3_S", 256, 110),
+    unread(22, "IQ2_S", 256, 82),
+    unread(23, "IQ4_XS", 256, 136),
+    unread(24, "I8", 1, 1),
+    unread(25, "I16", 1, 2),
+    unread(26, "I32", 1, 4),
+    unread(27, "I64", 1, 8),
+    unread(28, "F64", 1, 8),
+    unread(29, "IQ1_M", 256, 56),
+    unread(34, "TQ1_0", 256, 54),
+    unread(35, "TQ2_0", 256, 66),
+    unread(39, "MXFP4", 32, 17),
+    unread(15, "Q8_K", 256, 292),
+];
+
 impl NumberType {
-    /// Type of this number in the format; `None` for types that are not read.
+    /// Type of this number in the format; `None` for a number that is not in [`TYPES`], whose blocks have no known size.
     pub(super) fn from_code(code: u32) -> Option<Self> {
-        Some(match code {
-            0 => Self::F32,
-            1 => Self::F16,
-            2 => Self::Q4_0,
-            3 => Self::Q4_1,
-            6 => Self::Q5_0,
-            7 => Self::Q5_1,
-            8 => Self::Q8_0,
-            10 => Self::Q2K,
-            11 => Self::Q3K,
-            12 => Self::Q4K,
-            13 => Self::Q5K,
-            14 => Self::Q6K,
-            30 => Self::Bf16,
-            _ => return None,
-        })
+        TYPES.iter().find(|entry| entry.code == code).map(Self)
+    }
+
+    /// Names of the types that are read.
+    pub(crate) fn read_names() -> String {
+        let read = TYPES.iter().filter(|entry| !matches!(entry.kind, Kind::Unread));
+        read.map(|entry| entry.name).collect::<Vec<_>>().join(", ")
     }
 
     /// Usual name of the type.
     pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "F32",
-            Self::F16 => "F16",
-            Self::Bf16 => "BF16",
-            Self::Q4_0 => "Q4_0",
-            Self::Q4_1 => "Q4_1",
-            Self::Q5_0 => "Q5_0",
-            Self::Q5_1 => "Q5_1",
-            Self::Q8_0 => "Q8_0",
-            Self::Q2K => "Q2_K",
-            Self::Q3K => "Q3_K",
-            Self::Q4K => "Q4_K",
-            Self::Q5K => "Q5_K",
-            Self::Q6K => "Q6_K",
-        }
+        self.0.name
     }
 
     /// Numbers of a block.
     pub(crate) fn block_len(self) -> usize {
-        match self {
-            Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
-            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K => 256,
-        }
+        self.0.block.0
     }
 
     /// Bytes of a block.
     pub(crate) fn block_bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-            Self::Q4_0 => 18,
-            Self::Q4_1 => 20,
-            Self::Q5_0 => 22,
-            Self::Q5_1 => 24,
-            Self::Q8_0 => 34,
-            Self::Q2K => 84,
-            Self::Q3K => 110,
-            Self::Q4K => 144,
-            Self::Q5K => 176,
-            Self::Q6K => 210,
-        }
+        self.0.block.1
     }
 
-    /// Encoding of rows as they are stored; `None` for fp32.
+    /// True for fp32.
+    pub(crate) fn is_f32(self) -> bool {
+        matches!(self.0.kind, Kind::F32)
+    }
+
+    /// True if numbers of the type can be read.
+    pub(crate) fn is_read(self) -> bool {
+        !matches!(self.0.kind, Kind::Unread)
+    }
+
+    /// Encoding of rows as they are stored; `None` for fp32 and types that are not read.
     pub(crate) fn row_encoding(self) -> Option<RowEncoding> {
-        Some(match self {
-            Self::F32 => return None,
-            Self::F16 => RowEncoding::F16,
-            Self::Bf16 => RowEncoding::Bf16,
-            Self::Q4_0 => RowEncoding::Q4_0,
-            Self::Q4_1 => RowEncoding::Q4_1,
-            Self::Q5_0 => RowEncoding::Q5_0,
-            Self::Q5_1 => RowEncoding::Q5_1,
-            Self::Q8_0 => RowEncoding::Q8_0,
-            Self::Q2K => RowEncoding::Q2K,
-            Self::Q3K => RowEncoding::Q3K,
-            Self::Q4K => RowEncoding::Q4K,
-            Self::Q5K => RowEncoding::Q5K,
-            Self::Q6K => RowEncoding::Q6K,
-        })
+        match self.0.kind {
+            Kind::Rows { encoding, .. } => Some(encoding),
+            Kind::F32 | Kind::Unread => None,
+        }
     }
 
-    /// Appends the numbers of whole blocks to `values`.
+    /// Appends the numbers of whole blocks to `values`; none of a type that is not read.
     pub(crate) fn widen(self, blocks: &[u8], values: &mut Vec<f32>) {
-        match self {
-            Self::F32 => values.extend(blocks.as_chunks().0.iter().copied().map(f32::from_le_bytes)),
-            Self::F16 => values.extend(blocks.as_chunks().0.iter().map(|bytes| f16::from_le_bytes(*bytes).to_f32())),
-            Self::Bf16 => values.extend(blocks.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32())),
-            Self::Q4_0 => each(blocks, values, q4_0),
-            Self::Q4_1 => each(blocks, values, q4_1),
-            Self::Q5_0 => each(blocks, values, q5_0),
-            Self::Q5_1 => each(blocks, values, q5_1),
-            Self::Q8_0 => each(blocks, values, q8_0),
-            Self::Q2K => each(blocks, values, q2_k),
-            Self::Q3K => each(blocks, values, q3_k),
-            Self::Q4K => each(blocks, values, q4_k),
-            Self::Q5K => each(blocks, values, q5_k),
-            Self::Q6K => each(blocks, values, q6_k),
+        match self.0.kind {
+            Kind::F32 => values.extend(blocks.as_chunks().0.iter().copied().map(f32::from_le_bytes)),
+            Kind::Rows { widen, .. } => widen(blocks, values),
+            Kind::Unread => {}
         }
+    }
+}
+
+#[cfg(test)]
+impl NumberType {
+    /// Type of this name.
+    pub(crate) fn named(name: &str) -> Self {
+        Self(TYPES.iter().find(|entry| entry.name == name).expect("a name in the list"))
     }
 }
 
@@ -289,23 +312,23 @@ mod tests {
 
     use super::*;
 
-    const TYPES: [NumberType; 12] = {
-        use NumberType::*;
-        [F16, Bf16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2K, Q3K, Q4K, Q5K, Q6K]
-    };
+    /// The types that are read, but for fp32.
+    fn types() -> impl Iterator<Item = NumberType> {
+        TYPES.iter().map(NumberType).filter(|kind| kind.row_encoding().is_some())
+    }
 
     #[test]
     fn every_type_is_widened_as_by_the_gguf_package() {
         let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../testkit/goldens/quants.safetensors"));
         let file = std::fs::read(path).expect("the goldens");
         let goldens = SafeTensors::deserialize(&file).expect("safetensors");
-        for kind in TYPES {
+        for kind in types() {
             let name = kind.name();
             let bytes = goldens.tensor(&format!("{name}.bytes")).expect("bytes");
             let values = goldens.tensor(&format!("{name}.values")).expect("values");
             let (mut found, mut expected) = (Vec::new(), Vec::new());
             kind.widen(bytes.data(), &mut found);
-            NumberType::F32.widen(values.data(), &mut expected);
+            NumberType::named("F32").widen(values.data(), &mut expected);
             assert_eq!(found.len(), expected.len(), "{name}");
             for (found, expected) in found.iter().zip(&expected) {
                 let error = (found - expected).abs();
@@ -315,8 +338,20 @@ mod tests {
     }
 
     #[test]
+    fn every_type_has_a_number_and_a_name_of_its_own() {
+        for (index, entry) in TYPES.iter().enumerate() {
+            let is_same = |other: &Entry| other.code == entry.code || other.name == entry.name;
+            assert!(!TYPES[..index].iter().any(is_same), "{}", entry.name);
+            assert_eq!(NumberType::from_code(entry.code), Some(NumberType::named(entry.name)));
+            assert!(entry.block.0.is_power_of_two() && entry.block.1 > 0, "{}", entry.name);
+        }
+        assert_eq!(types().count(), 12);
+        assert_eq!(NumberType::from_code(99), None);
+    }
+
+    #[test]
     fn blocks_have_the_bytes_of_rows() {
-        for kind in TYPES {
+        for kind in types() {
             let encoding = kind.row_encoding().expect("rows");
             assert_eq!(encoding.row_bytes(kind.block_len()), Some(kind.block_bytes()), "{}", kind.name());
         }

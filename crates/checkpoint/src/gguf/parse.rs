@@ -150,7 +150,10 @@ impl<R: Read> Parser<'_, R> {
         shape.reverse();
         let code = self.word()?;
         let number_type = NumberType::from_code(code).ok_or_else(|| {
-            refused(format!("the tensor `{name}` is of the number type {code}, which is not supported"))
+            let read = NumberType::read_names();
+            refused(format!(
+                "the tensor `{name}` is of the number type {code}, whose size is not known; use a file with the types {read}"
+            ))
         })?;
         Ok(TensorInfo { number_type, shape, offset: u64::from_le_bytes(self.bytes()?) })
     }
@@ -329,7 +332,10 @@ mod tests {
     fn tensors_are_located() {
         let content = parse(&mut Cursor::new(file_of_tensors(&[("w", &[64, 3], 8), ("b", &[3], 0)]))).expect("parses");
         let weight = &content.tensors["w"];
-        assert_eq!((weight.number_type, weight.shape.as_slice(), weight.offset), (NumberType::Q8_0, &[3, 64][..], 96));
+        assert_eq!(
+            (weight.number_type, weight.shape.as_slice(), weight.offset),
+            (NumberType::named("Q8_0"), &[3, 64][..], 96)
+        );
         assert_eq!((content.tensors.len(), content.data_offset % DEFAULT_ALIGNMENT), (2, 0));
     }
 

@@ -58,13 +58,15 @@ impl Value {
         })
     }
 
-    /// A value of a configuration; `None` for a vocabulary and numbers that are no JSON.
+    /// A value of a configuration; `None` for a vocabulary. NaN and infinity become texts, which no key accepts: a missing
+    /// value would become the default of its key.
     pub(super) fn to_json(&self) -> Option<Json> {
-        let float = |number: f64| Number::from_f64(number).map(Json::Number);
+        let float =
+            |number: f64| Number::from_f64(number).map_or_else(|| Json::String(number.to_string()), Json::Number);
         Some(match self {
             // Through the decimal text, so that 1e-5 as f32 becomes 1e-5.
-            Self::F32(number) => float(number.to_string().parse().ok()?)?,
-            Self::F64(number) => float(*number)?,
+            Self::F32(number) => float(number.to_string().parse().ok()?),
+            Self::F64(number) => float(*number),
             Self::Bool(flag) => (*flag).into(),
             Self::String(text) => text.clone().into(),
             Self::Array(values) if values.len() <= LONGEST_LIST => {
@@ -74,5 +76,17 @@ impl Value {
             Self::U64(number) => (*number).into(),
             number => i64::try_from(number.to_integer()?).ok()?.into(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_are_not_finite_stay_visible() {
+        assert_eq!(Value::F32(1e-5).to_json(), Number::from_f64(1e-5).map(Json::Number));
+        assert_eq!(Value::F32(f32::NAN).to_json(), Some("NaN".into()));
+        assert_eq!(Value::F64(f64::NEG_INFINITY).to_json(), Some("-inf".into()));
     }
 }

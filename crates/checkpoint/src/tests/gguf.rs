@@ -9,7 +9,7 @@ use super::*;
 use crate::rows::tests::{concatenate, interleave};
 use crate::{ReadError, TokenizerError};
 
-type Tensors = Vec<(&'static str, QTensor)>;
+pub(super) type Tensors = Vec<(&'static str, QTensor)>;
 
 fn tensor(shape: &[usize], values: Vec<f32>, dtype: GgmlDType) -> QTensor {
     let tensor = Tensor::from_vec(values, shape, &Device::Cpu).expect("fits");
@@ -20,7 +20,7 @@ fn f32s(shape: &[usize], values: Vec<f32>) -> QTensor {
     tensor(shape, values, GgmlDType::F32)
 }
 
-fn llama_metadata() -> Vec<(&'static str, Meta)> {
+pub(super) fn llama_metadata() -> Vec<(&'static str, Meta)> {
     vec![
         ("general.architecture", Meta::String("llama".into())),
         ("llama.block_count", Meta::U32(1)),
@@ -46,7 +46,7 @@ fn changed(changes: &[(&'static str, Option<Meta>)]) -> Vec<(&'static str, Meta)
 }
 
 /// Embeddings, queries and keys of a Llama, as the converter stores them.
-fn llama_tensors() -> Tensors {
+pub(super) fn llama_tensors() -> Tensors {
     vec![
         ("token_embd.weight", f32s(&[5, 8], numbers(40))),
         ("blk.0.attn_q.weight", f32s(&[8, 8], interleave(&numbers(64), 2, 8))),

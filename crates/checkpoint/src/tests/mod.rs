@@ -1,5 +1,6 @@
 //! Whole checkpoints, written and read.
 
+mod block_types;
 mod experts;
 mod folder;
 mod gguf;

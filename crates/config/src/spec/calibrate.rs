@@ -1,4 +1,5 @@
 use schemars::JsonSchema;
+use sepal_core::{LabelKind, Task};
 use serde::{Deserialize, Serialize};
 
 /// Fit of the trained classifier's probabilities and decisions on the validation rows.
@@ -27,4 +28,37 @@ impl CalibrateSpec {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// Checks that a task has such a fit.
+    ///
+    /// # Errors
+    /// [`UnfittableTask`].
+    pub fn check(self, task: &Task) -> Result<(), UnfittableTask> {
+        let (kind, n_labels) = (task.kind(), task.labels().len());
+        let has_probabilities = matches!(kind, LabelKind::Class | LabelKind::Multi);
+        if self.temperature && !has_probabilities {
+            return Err(UnfittableTask::Temperature { kind });
+        }
+        let has_thresholds = kind == LabelKind::Multi || kind == LabelKind::Class && n_labels == 2;
+        if self.thresholds.is_some() && !has_thresholds {
+            return Err(UnfittableTask::Thresholds { kind, n_labels });
+        }
+        Ok(())
+    }
+}
+
+/// A task that has no such fit.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
+#[non_exhaustive]
+pub enum UnfittableTask {
+    /// Task without probabilities of labels.
+    #[error("fit a temperature (`calibrate.temperature`): expected one or several labels per row, the task has {kind}")]
+    Temperature { kind: LabelKind },
+    /// Task whose decisions have no threshold.
+    #[error(
+        "fit thresholds (`calibrate.thresholds`): expected any number of labels per row, or one of two; the task has {kind}, of \
+         {n_labels}"
+    )]
+    Thresholds { kind: LabelKind, n_labels: usize },
 }

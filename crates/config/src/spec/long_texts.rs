@@ -16,13 +16,23 @@ pub enum LongTexts {
 }
 
 /// Windows of a long text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WindowsSpec {
     /// Tokens of the text that neighbouring windows share.
     pub stride: usize,
     /// Joining of the logits of the windows to those of the text.
     pub pool: PoolSpec,
+    /// Maximum number of windows of one text. A text of more is an error.
+    #[schemars(range(min = 1))]
+    pub max_windows: usize,
+}
+
+impl Default for WindowsSpec {
+    fn default() -> Self {
+        let Windows { stride, max_windows } = Windows::default();
+        Self { stride, pool: PoolSpec::default(), max_windows }
+    }
 }
 
 /// Joining of the logits of windows.
@@ -45,7 +55,7 @@ impl LongTexts {
     pub fn windows(self) -> Option<Windows> {
         match self {
             Self::Cut => None,
-            Self::Windows(WindowsSpec { stride, .. }) => Some(Windows { stride }),
+            Self::Windows(WindowsSpec { stride, max_windows, .. }) => Some(Windows { stride, max_windows }),
         }
     }
 
@@ -59,7 +69,7 @@ impl LongTexts {
 
     /// Description for people; `None` for truncation.
     pub fn description(self) -> Option<String> {
-        let Self::Windows(WindowsSpec { stride, pool }) = self else { return None };
+        let Self::Windows(WindowsSpec { stride, pool, .. }) = self else { return None };
         let pool = match pool {
             PoolSpec::Mean => "the mean",
             PoolSpec::Max => "the largest",
@@ -126,12 +136,14 @@ mod tests {
     #[test]
     fn long_texts_have_a_short_form() {
         let read = |value: Value| serde_json::from_value::<LongTexts>(value);
-        let windows = |stride, pool| LongTexts::Windows(WindowsSpec { stride, pool });
+        let windows = |stride, pool| LongTexts::Windows(WindowsSpec { stride, pool, ..WindowsSpec::default() });
         assert_eq!(read(json!("cut")).expect("read"), LongTexts::Cut);
         assert_eq!(read(json!("windows")).expect("read"), windows(0, PoolSpec::Mean));
         let found = read(json!({ "windows": { "stride": 32, "pool": "max" } })).expect("read");
         assert_eq!(found, windows(32, PoolSpec::Max));
-        for found in [LongTexts::Cut, found] {
+        let few = read(json!({ "windows": { "max_windows": 9 } })).expect("read");
+        assert_eq!(few.windows(), Some(Windows { stride: 0, max_windows: 9 }));
+        for found in [LongTexts::Cut, found, few] {
             let written = serde_json::to_value(found).expect("written");
             assert_eq!(read(written).expect("read"), found, "a written value reads as itself");
         }

@@ -60,6 +60,24 @@ impl Default for TrainSpec {
     }
 }
 
+/// Length of a run in optimizer steps.
+#[derive(Debug, Clone, Copy)]
+pub struct RunLength {
+    /// Steps of one pass over the training rows.
+    pub steps_per_epoch: u64,
+    /// Steps of the run, if nothing ends it early.
+    pub total_steps: u64,
+}
+
+impl RunLength {
+    /// Returns the length of a run whose training rows make `batches_per_epoch` batches.
+    pub fn new(spec: &TrainSpec, batches_per_epoch: usize) -> Self {
+        let steps_per_epoch = (batches_per_epoch as u64).div_ceil(spec.accumulate as u64);
+        let total_steps = spec.max_steps.unwrap_or(spec.epochs.saturating_mul(steps_per_epoch));
+        Self { steps_per_epoch, total_steps }
+    }
+}
+
 /// Condition for ending a run whose evaluations no longer improve.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]

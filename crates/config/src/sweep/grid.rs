@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::settings::{Setting, below};
 use super::{HALVING, MAX_RUNS, OVER, SWEEP};
 use crate::diagnose::Finding;
-use crate::layers::Layer;
+use crate::layers::{Layer, MAX_KEYS};
 use crate::path::KeyPath;
 use crate::words::show;
 
@@ -222,7 +222,7 @@ fn check_keys(index: usize, settings: &[Setting], findings: &mut Vec<Finding>) -
     for (i, setting) in settings.iter().enumerate() {
         let Setting { key, place, .. } = setting;
         let refuse = |message: String| Finding::new(place.clone(), message);
-        if key.split('.').any(str::is_empty) {
+        if key.split('.').any(str::is_empty) || key.split('.').count() > MAX_KEYS {
             findings.push(refuse(format!("expected a path of keys such as `train.seed`, found `{key}`")));
         }
         if COMMON.iter().any(|common| key == common || below(key, common) || below(common, key)) {

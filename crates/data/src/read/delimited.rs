@@ -11,7 +11,7 @@ use arrow::datatypes::{Schema, SchemaRef};
 
 use super::text::{LineError, Text, not_utf8};
 use super::text_batch::{next_batch, schema_of};
-use super::{BatchIter, DecodeError, Decoder, Projection};
+use super::{BatchIter, DecodeError, Decoder, Projection, check_columns};
 use crate::dialect::{Delimiter, Dialect};
 use crate::suggest::{delimiter_hint, delimiter_remedy};
 use records::{Record, Records};
@@ -49,7 +49,10 @@ pub(super) fn open(text: Text, given: Option<Delimiter>, usual: CellSyntax) -> R
     }
     let mut records = Records::new(BufReader::new(reader), syntax);
     let names: Result<Vec<String>, DecodeError> = match records.next()? {
-        Some(header) => (0..header.len()).map(|index| cell(header, index).map(str::to_owned)).collect(),
+        Some(header) => {
+            check_columns(header.len())?;
+            (0..header.len()).map(|index| cell(header, index).map(str::to_owned)).collect()
+        }
         None => Ok(Vec::new()),
     };
     let dialect = Dialect {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use sepal_core::{NameMatching, nearest};
 
 use super::text::LineError;
-use crate::suggest::{Remedy, delimiter_hint, delimiter_remedy, delimiter_remedy_for, hint, other_delimiter};
+use crate::suggest::{Remedy, delimiter_hint, delimiter_remedy, delimiter_remedy_for, hint, listed, other_delimiter};
 use crate::{BadRow, BoxError, FolderError, Format};
 
 /// A file that gives no table.
@@ -28,7 +28,7 @@ pub enum ReadError {
     #[error(
         "find the column `{column}` in {}: it has {}{}{}",
         path.display(),
-        columns.join(", "),
+        listed(columns),
         hint(nearest.as_deref()),
         delimiter_hint(delimiter_remedy_for(columns, column))
     )]
@@ -54,7 +54,7 @@ pub enum ReadError {
     #[error(
         "choose the column of texts in {}: {problem}; it has {}{}",
         path.display(),
-        columns.join(", "),
+        listed(columns),
         delimiter_hint(delimiter_remedy(columns))
     )]
     NoText { path: PathBuf, problem: String, columns: Vec<String> },

@@ -9,7 +9,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use super::objects::Objects;
 use super::text;
 use super::text_batch::{next_batch, schema_of};
-use super::{BatchIter, DecodeError, Decoder, KeyScan, Projection, Source};
+use super::{BatchIter, DecodeError, Decoder, KeyScan, Projection, Source, check_columns};
 use crate::dialect::{Dialect, Encoding};
 use crate::json::{self, Member};
 
@@ -95,6 +95,7 @@ impl Names {
             if let Err(error) = self.add(object) {
                 return Err(objects.broken(&error));
             }
+            check_columns(self.ordered.len())?;
             visit(objects.line(), objects.last());
         }
         Ok(())

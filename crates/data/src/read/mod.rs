@@ -33,6 +33,8 @@ use self::text::LineError;
 pub use error::ReadError;
 
 const MAX_ROWS: usize = 8192;
+/// Most columns of a file, which is that of spreadsheets. A column takes kilobytes of memory, and a byte of the file.
+const MAX_COLUMNS: usize = 16_384;
 
 pub(crate) enum Source {
     File(File),
@@ -130,9 +132,24 @@ pub(crate) fn open(source: Source, path: &Path, format: Format, options: OpenOpt
         (Format::Jsonl, source) => jsonl::open(source, encoding, options.keys, Layout::Lines),
         (Format::Lines, source) => Ok(lines::open(text(source)?)),
     });
-    match decoder {
+    let checked = decoder.and_then(|decoder| check_columns(decoder.schema().fields().len()).map(|()| decoder));
+    match checked {
         Ok(decoder) => Ok(OpenTable { path: path.into(), format, decoder }),
         Err(error) => Err(error.into_read_error(path, format)),
+    }
+}
+
+/// Error if a file has more columns than are read.
+fn check_columns(found: usize) -> Result<(), DecodeError> {
+    match found > MAX_COLUMNS {
+        true => Err(DecodeError::Broken(
+            format!(
+                "it has more than {MAX_COLUMNS} columns; keep those of the texts and labels, or look if its keys are ids of \
+                 rows"
+            )
+            .into(),
+        )),
+        false => Ok(()),
     }
 }
 

@@ -11,7 +11,7 @@ use arrow::array::{Array, ArrayRef};
 
 use crate::folder::{partitions, training_files};
 use crate::read::{KeyScan, OpenOptions, OpenTable, Projection, Source, open};
-use crate::suggest::{Remedy, delimiter_hint, delimiter_remedy};
+use crate::suggest::{Remedy, delimiter_hint, delimiter_remedy, listed};
 use crate::{Dialect, Format, LabelKind, RawLabel, ReadError, columns};
 use tally::{Cell, Tally};
 
@@ -70,7 +70,7 @@ impl Survey {
     /// Names of the columns, with a hint if another delimiter seems to separate them.
     pub fn columns_text(&self) -> String {
         let names = self.names();
-        format!("{}{}", names.join(", "), delimiter_hint(delimiter_remedy(&names)))
+        format!("{}{}", listed(&names), delimiter_hint(delimiter_remedy(&names)))
     }
 
     /// Setting by which a single column becomes several, if another delimiter seems to separate them.

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::RawLabel;
 use crate::labels::{SEPARATORS, normalized, share, split_parts};
@@ -119,7 +119,8 @@ impl ListTally {
         self.has_float |= items.iter().any(|item| matches!(item, RawLabel::Float(_)));
         self.length = if self.first.is_none() { Some(items.len()) } else { self.length.filter(|n| *n == items.len()) };
         let texts: Vec<String> = items.iter().map(RawLabel::to_string).collect();
-        self.has_repeats |= (1..texts.len()).any(|i| texts[..i].contains(&texts[i]));
+        let mut distinct = HashSet::new();
+        self.has_repeats |= !texts.iter().all(|text| distinct.insert(text));
         let shown = texts.join(",");
         self.has_different |= *self.first.get_or_insert_with(|| shown.clone()) != shown;
         if self.length.is_some() {

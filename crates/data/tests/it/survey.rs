@@ -237,3 +237,23 @@ fn survey_of_empty_or_damaged_file_is_refused() {
     let error = survey(&path, &SurveyOptions::default()).expect_err("damaged");
     assert!(matches!(error, ReadError::Corrupt { .. }), "{error}");
 }
+
+#[test]
+fn survey_of_columns_without_end_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let commas = ",".repeat(20_000);
+    let keys: String = (0..20_000).map(|key| format!("{{\"k{key}\": 1}}\n")).collect();
+    for (name, content) in [("a.csv", format!("text{commas}\nx{commas}\n")), ("b.jsonl", keys)] {
+        let path = write_file(&folder, name, content);
+        let error = survey(&path, &SurveyOptions::default()).expect_err("too many columns");
+        assert!(sepal_core::in_one_line(&error).contains("more than 16384 columns"), "{error}");
+    }
+}
+
+#[test]
+fn survey_names_the_first_of_many_columns() {
+    let names: Vec<String> = (0..60).map(|column| format!("c{column}")).collect();
+    let row = vec!["1"; 60].join(",");
+    let survey = survey_of("x.csv", &format!("{}\n{row}\n", names.join(",")));
+    assert!(survey.columns_text().ends_with("c49, and 10 more"), "{}", survey.columns_text());
+}

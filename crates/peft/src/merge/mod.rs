@@ -229,7 +229,7 @@ fn check_kinds(adapter: &Adapter) -> Result<(), MergeError> {
 
 fn copy_tokenizer(model: &Path, staged: &Staged) -> Result<(), MergeError> {
     for file in TOKENIZER {
-        match std::fs::read(model.join(file)) {
+        match sepal_machine::regular::read(&model.join(file)) {
             Ok(content) => staged.write(file, &content)?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(source) => return Err(MergeError::Tokenizer { file, source }),

@@ -43,7 +43,7 @@ impl<'a> ConfigChanges<'a> {
         checkpoint: &Checkpoint,
         staged: &Staged,
     ) -> Result<Vec<String>, MergeError> {
-        let text = std::fs::read(model.join(CONFIG)).map_err(MergeError::Config)?;
+        let text = sepal_machine::regular::read(&model.join(CONFIG)).map_err(MergeError::Config)?;
         let mut config: Map<String, Value> = serde_json::from_slice(&text)?;
         if checkpoint.multimodal_type().is_some() {
             config = of_text_model(config, checkpoint.config().family);

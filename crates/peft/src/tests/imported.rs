@@ -3,12 +3,12 @@ use std::path::Path;
 
 use sepal_core::{DType, HostTensor};
 use sepal_nn::{share_from_host, to_host};
+use sepal_track::export::{RECORD, TRAINED};
 use serde_json::json;
 
 use super::{HEAD, HEAD_BESIDE_LAYERS, Random, import, named, tiny, try_export};
 use crate::adapter::Adapter;
 use crate::config::{CONFIG, PROMPT_EMBEDDINGS, TENSORS};
-use crate::export_record::{RECORD, TRAINED};
 use crate::{Form, Import, ImportError, ImportOptions};
 
 fn foreign(folder: &Path, peft_type: &str, tensors: &[(&str, HostTensor)]) {

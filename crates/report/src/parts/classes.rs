@@ -16,6 +16,9 @@ const SHOWN: usize = 30;
 /// Maximum number of classes in a confusion matrix with shares beside the counts.
 const ROOMY: usize = 8;
 
+/// Maximum number of rows times labels that are measured.
+const MAX_CELLS: usize = 1 << 27;
+
 /// Table of classes and confusion matrix.
 pub(crate) fn html(classes: &Classes) -> Vec<String> {
     let Ok(confusion) = Confusion::new(classes.names.len(), &classes.actual, &classes.predicted) else {
@@ -41,6 +44,10 @@ pub(crate) fn html(classes: &Classes) -> Vec<String> {
 
 /// Table of labels for rows with several labels. Both are `[rows][n_labels]`.
 pub(crate) fn labels_html(names: &[String], actual: &[Vec<f32>], predicted: &[Vec<f32>]) -> String {
+    // Rows may be shorter than the first one, which tells the number of labels.
+    if names.len().saturating_mul(actual.len()) > MAX_CELLS {
+        return heading("Labels") + &missing("There are too many rows and labels to measure.");
+    }
     let to_bool = |rows: &[Vec<f32>]| -> Vec<Vec<bool>> {
         let has_label = |label: usize, row: &[f32]| row.get(label).is_some_and(|value| *value >= 0.5);
         rows.iter().map(|row| (0..names.len()).map(|label| has_label(label, row)).collect()).collect()

@@ -213,6 +213,12 @@ pub enum VocabError {
         id: u32,
         tokens: usize,
     },
+    /// A token that is longer than those of any vocabulary.
+    #[error("use the vocabulary: token {id} has {length} bytes, expected at most {greatest}")]
+    TokenLength { id: usize, length: usize, greatest: usize },
+    /// More merges than those of any vocabulary.
+    #[error("use the vocabulary: its tokens consist of others in more than {greatest} ways, which no model needs")]
+    Merges { greatest: usize },
     /// The parts are inconsistent, for example a merge of unknown tokens.
     #[error("build a tokenizer of the vocabulary")]
     Build { source: Box<dyn std::error::Error + Send + Sync> },

@@ -10,6 +10,11 @@ use serde_json::{Value, json};
 
 use super::{BYTE, CONTROL, GgufVocab, UNKNOWN, VocabError, added_tokens, model, post_processor};
 
+/// Longest token of a vocabulary in bytes. All its splits are looked up.
+const MAX_TOKEN_BYTES: usize = 512;
+/// Most merges, several times those of the largest vocabularies.
+const MAX_MERGES: usize = 1 << 21;
+
 pub(super) fn definition(vocab: &GgufVocab) -> Result<Value, VocabError> {
     if vocab.scores.is_empty() {
         return Err(VocabError::Length { key: "scores", expected: vocab.tokens.len(), found: 0 });
@@ -29,7 +34,7 @@ pub(super) fn definition(vocab: &GgufVocab) -> Result<Value, VocabError> {
             {"type": "Fuse"},
             {"type": "Strip", "content": " ", "start": 1, "stop": 0},
         ]},
-        "model": model(vocab, merges(vocab), options),
+        "model": model(vocab, merges(vocab, MAX_MERGES)?, options),
     }))
 }
 
@@ -39,7 +44,11 @@ fn unknown_token(vocab: &GgufVocab) -> Option<&String> {
     vocab.tokens.get(vocab.unk_id.map(|id| id as usize).or_else(by_type)?)
 }
 
-fn merges(vocab: &GgufVocab) -> Vec<Value> {
+fn merges(vocab: &GgufVocab, greatest: usize) -> Result<Vec<Value>, VocabError> {
+    let mut lengths = vocab.tokens.iter().map(String::len).enumerate();
+    if let Some((id, length)) = lengths.find(|(_, length)| *length > MAX_TOKEN_BYTES) {
+        return Err(VocabError::TokenLength { id, length, greatest: MAX_TOKEN_BYTES });
+    }
     let ids: HashMap<&str, usize> = vocab.tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
     let is_text = |id: usize| !matches!(vocab.token_types.get(id), Some(&(UNKNOWN | CONTROL | BYTE)));
     let mut splits: Vec<(usize, &str, &str)> = Vec::new();
@@ -50,12 +59,15 @@ fn merges(vocab: &GgufVocab) -> Vec<Value> {
                 splits.push((id, left, right));
             }
         }
+        if splits.len() > greatest {
+            return Err(VocabError::Merges { greatest });
+        }
     }
     splits.sort_by(|&(first, first_left, _), &(second, second_left, _)| {
         let by_score = vocab.scores[second].total_cmp(&vocab.scores[first]);
         by_score.then_with(|| Reverse(first_left.len()).cmp(&Reverse(second_left.len()))).then(first.cmp(&second))
     });
-    splits.into_iter().map(|(_, left, right)| json!([left, right])).collect()
+    Ok(splits.into_iter().map(|(_, left, right)| json!([left, right])).collect())
 }
 
 #[cfg(test)]
@@ -95,6 +107,17 @@ mod tests {
     fn space_prefix_can_be_disabled() {
         let vocab = GgufVocab { add_space_prefix: Some(false), add_bos: Some(false), ..tiny() };
         assert_eq!(ids(&vocab, "ab</s> ab"), [9, 2, 11]);
+    }
+
+    #[test]
+    fn tokens_beyond_any_vocabulary_are_refused() {
+        let mut vocab = tiny();
+        vocab.tokens[12] = "a".repeat(MAX_TOKEN_BYTES + 1);
+        let error = Tokenizer::from_gguf_vocab(&vocab).expect_err("a long token");
+        assert!(matches!(error, VocabError::TokenLength { id: 12, length: 513, .. }), "{error}");
+        assert_eq!(merges(&tiny(), 5).expect("merges").len(), 5);
+        let error = merges(&tiny(), 4).expect_err("too many merges");
+        assert!(matches!(error, VocabError::Merges { greatest: 4 }), "{error}");
     }
 
     #[test]

@@ -3,11 +3,22 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use sepal_track::Calibration;
+use serde::Deserialize;
 
-use crate::card::CARD;
-use crate::config::{AdapterConfig, CONFIG, TENSORS};
-use crate::export_record::{self, ExportRecord, RECORD, TRAINED};
+use super::{CARD, CONFIG, ExportRecord, RECORD, TENSORS, TRAINED, digest};
+use crate::Calibration;
+
+/// Key of PEFT's configuration that others need.
+#[derive(Deserialize)]
+struct BaseModel {
+    base_model_name_or_path: Option<String>,
+}
+
+impl BaseModel {
+    fn read(folder: &Path) -> io::Result<Self> {
+        serde_json::from_slice(&sepal_machine::regular::read(&folder.join(CONFIG))?).map_err(io::Error::from)
+    }
+}
 
 /// Export that can be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +35,7 @@ pub struct Publishable {
 #[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum PublishError {
-    /// The folder is not an export of this crate.
+    /// The folder is no export.
     #[error("publish {}: it is not an exported folder ({missing} is missing)", folder.display())]
     Foreign { folder: PathBuf, missing: &'static str },
     /// The folder is a run.
@@ -67,11 +78,11 @@ pub fn check_publishable(folder: &Path) -> Result<Publishable, PublishError> {
     let digests =
         [(TRAINED, Some(&record.trained)), (TENSORS, Some(&record.exported)), (CONFIG, record.config.as_ref())];
     for (file, expected) in digests {
-        if Some(&export_record::digest(&folder.join(file)).map_err(failed(file))?) != expected {
+        if Some(&digest(&folder.join(file)).map_err(failed(file))?) != expected {
             return Err(PublishError::Changed { folder: folder.to_owned(), file });
         }
     }
-    let found = AdapterConfig::read(folder).map_err(failed(CONFIG))?;
+    let found = BaseModel::read(folder).map_err(failed(CONFIG))?;
     let base_model = found.base_model_name_or_path.unwrap_or_default();
     if !is_hub_name(&base_model) {
         return Err(PublishError::BaseModel { folder: folder.to_owned(), base_model });
