@@ -1,6 +1,5 @@
 //! `sepal calibrate`: probabilities and thresholds of a trained run.
 
-use sepal_assets::Sources;
 use sepal_config::spec::{CalibrateSpec, ThresholdGoal};
 use sepal_pipeline::Classifier;
 use sepal_plugin::Registry;
@@ -10,20 +9,17 @@ use crate::args::CalibrateArgs;
 use crate::console::Console;
 use crate::interrupt::stop_on_interrupt;
 use crate::output::{Failure, print, print_progress};
-use crate::predict::{labelled_columns, labelled_splits, trained_spec};
+use crate::predict::{labelled_source, trained_spec};
 
 pub(crate) fn calibrate(registry: &Registry, args: &CalibrateArgs) -> Result<(), Failure> {
     let stop = stop_on_interrupt("stopping after this batch; the run stays as it was")?;
     let mut console = Console::default();
-    let labelled = &args.labelled;
-    let spec = trained_spec(registry, &args.run, &labelled.rows.set)?;
+    let spec = trained_spec(registry, &args.run, &args.labelled.rows.set)?;
     let classifier = Classifier::open(&spec, &args.run, registry, &mut console, &stop)?;
-    let columns = labelled_columns(&classifier, labelled, spec.data.rows.skip_empty);
-    let splits = labelled_splits(labelled.split.as_deref());
-    let sources = Sources::new(labelled.data.clone())?;
+    let labelled = labelled_source(&classifier, &args.labelled, spec.data.rows.skip_empty)?;
     let fits =
         CalibrateSpec { temperature: !args.no_temperature, thresholds: args.thresholds.then_some(ThresholdGoal::F1) };
-    let (calibration, warnings) = classifier.calibrate(fits, &sources, &columns, &splits, &mut console, &stop)?;
+    let (calibration, warnings) = classifier.calibrate(fits, &labelled, &mut console, &stop)?;
     drop(console);
     for warning in warnings {
         print_progress(&format!("warning: {warning}"));

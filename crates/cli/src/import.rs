@@ -5,10 +5,11 @@ use std::path::Path;
 use sepal_assets::{Asset, Assets, Kind, Source};
 use sepal_checkpoint::Part;
 use sepal_config::{Layers, Spec};
-use sepal_peft::{FolderError, Import, ImportError, ImportOptions, Run, UsedPlugin, is_hub_name};
+use sepal_peft::{FolderError, Import, ImportError, ImportOptions, Run, UsedPlugin};
 use sepal_pipeline::{ModelFiles, adopted};
 use sepal_plugin::Registry;
 use sepal_track::Manifest;
+use sepal_track::export::is_hub_name;
 use serde_json::{Value, json};
 
 use crate::args::ImportPeftArgs;

@@ -26,7 +26,6 @@ mod pipeline_file;
 mod plan;
 mod plugins;
 mod predict;
-mod push;
 mod run;
 mod runs;
 mod serve;
@@ -77,7 +76,6 @@ fn perform(command: Command, registry: &Registry) -> Result<(), Failure> {
         Command::Export(ExportCommand::Peft(args)) => peft::export(registry, &args),
         Command::Import(ImportCommand::Peft(args)) => import::import(registry, &args),
         Command::Merge(args) => merge::merge(registry, &args),
-        Command::Push(args) => push::push(&args),
         command => {
             let program = Program { catalog: registry.catalog(), engine: Engine::Running };
             let unknown = || Err("perform the command: neither the front nor the engine has it".into());

@@ -128,6 +128,18 @@ impl Network {
         if let Network::P2p(node) = self { Some(node.ticket()) } else { None }
     }
 
+    /// Follows the file of the swarm's ticket: the one that was given, or the one that the founder writes.
+    pub(crate) fn follow_ticket(&self, args: &ServeArgs) {
+        let Network::P2p(node) = self else { return };
+        let file = match &args.join {
+            Some(ticket) => Ticket::file(ticket),
+            None => args.ticket_file.as_deref(),
+        };
+        if let Some(file) = file {
+            node.follow_ticket(file);
+        }
+    }
+
     /// Starts a server. The next server takes the same port.
     pub(crate) fn start(
         &mut self,
@@ -219,6 +231,15 @@ fn own_ticket(args: &ServeArgs, identity: &Identity) -> Result<Option<Ticket>, F
     Ok(ticket.is_founded_by(identity).then_some(ticket))
 }
 
+/// Writes the ticket of a server that has started, unless its file holds one of a later epoch: a revocation meanwhile.
+pub(crate) fn write_ticket(ticket: &Ticket, path: &Path) -> Result<(), Failure> {
+    // Reading a pipe or a terminal in its place would wait.
+    if path.is_file() && Ticket::read_file(path).is_ok_and(|found| found.replaces(ticket)) {
+        return Ok(());
+    }
+    Ok(ticket.write(path).map_err(|error| format!("write the ticket into {}: {error}", path.display()))?)
+}
+
 /// Returns the file of this name beside the identity, or `$XDG_STATE_HOME/sepal/NAME`.
 fn default_state(args: &ServeArgs, name: &str) -> Result<PathBuf, Failure> {
     if let Some(identity) = &args.identity {
@@ -266,6 +287,22 @@ mod tests {
         std::fs::write(&path, "sepal1damaged").expect("written");
         let error = open().expect_err("refused").to_string();
         assert!(error.contains("move the file away"), "{error}");
+    }
+
+    #[test]
+    fn ticket_of_a_later_epoch_is_not_overwritten_by_a_server_that_starts() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("ticket");
+        let bind = "127.0.0.1:0".parse().ok();
+        let options = NodeOptions { identity: Identity::ephemeral(), ticket: None, bind, relays: Vec::new() };
+        let ticket = Node::start(options).expect("a node").ticket();
+        let epoch = || Ticket::read_file(&path).expect("a ticket").epoch();
+        write_ticket(&ticket, &path).expect("written");
+        assert_eq!(epoch(), 0);
+        let next = ticket.next_epoch().expect("a servers' ticket");
+        next.write(&path).expect("written");
+        write_ticket(&ticket, &path).expect("left as it is");
+        assert_eq!(epoch(), 1);
     }
 
     #[test]

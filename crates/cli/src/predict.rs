@@ -12,7 +12,7 @@ use sepal_data::{
     BadRowPolicy, Dialect, EncodedRow, Format, OutputSpec, Passthrough, PredictionRef, PredictionWriter, ReadError,
     RowSpec, RowStream, RowTexts, Rows, TableSpec, VALIDATION_SPLITS, WriteError,
 };
-use sepal_pipeline::{Classifier, ClassifierError, Session, SharedBase};
+use sepal_pipeline::{Classifier, ClassifierError, LabelledSource, Session, SharedBase};
 use sepal_plugin::{Prediction, Registry};
 use sepal_track::DataFacts;
 use serde_json::json;
@@ -185,11 +185,8 @@ pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), F
     let spec = trained_spec(registry, &args.run, &args.labelled.rows.set)?;
     let classifier = Classifier::open(&spec, &args.run, registry, &mut console, &stop)?;
     check_abstaining(args.abstain_below, classifier.task())?;
-    let labelled = &args.labelled;
-    let columns = labelled_columns(&classifier, labelled, spec.data.rows.skip_empty);
-    let splits = labelled_splits(labelled.split.as_deref());
-    let sources = Sources::new(labelled.data.clone())?;
-    let evaluation = classifier.evaluate(&sources, &columns, &splits, &mut console, &stop)?;
+    let labelled = labelled_source(&classifier, &args.labelled, spec.data.rows.skip_empty)?;
+    let evaluation = classifier.evaluate(&labelled, &mut console, &stop)?;
     drop(console);
     if let Some(path) = &args.predictions {
         sepal_track::write_atomic(path, &evaluation.predictions)?;
@@ -212,10 +209,14 @@ pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), F
     print(&lines.join("\n"))
 }
 
-/// Columns of labelled rows; those of the run where the command line names none.
-pub(crate) fn labelled_columns(classifier: &Classifier, args: &LabelledArgs, skip_empty: bool) -> TableSpec {
+/// Labelled rows, with the columns of the run where the command line names none.
+pub(crate) fn labelled_source<'a>(
+    classifier: &Classifier,
+    args: &'a LabelledArgs,
+    skip_empty: bool,
+) -> Result<LabelledSource<'a>, Failure> {
     let facts = &classifier.manifest().data;
-    TableSpec {
+    let columns = TableSpec {
         path: PathBuf::new(),
         format: args.format,
         dialect: args.rows.dialect.dialect(),
@@ -226,12 +227,12 @@ pub(crate) fn labelled_columns(classifier: &Classifier, args: &LabelledArgs, ski
         words: facts.words,
         filter: Default::default(),
         skip_empty,
-    }
-}
-
-/// Splits of labelled rows, the first of which is read.
-pub(crate) fn labelled_splits(split: Option<&str>) -> Vec<&str> {
-    split.map_or_else(|| [&["test"][..], &VALIDATION_SPLITS, &["train"]].concat(), |split| vec![split])
+    };
+    let splits = match args.split.as_deref() {
+        Some(split) => vec![split],
+        None => [&["test"][..], &VALIDATION_SPLITS, &["train"]].concat(),
+    };
+    Ok(LabelledSource { sources: Sources::new(args.data.clone())?, columns, splits })
 }
 
 /// Reads the pipeline of the run with the environment and the command line applied.

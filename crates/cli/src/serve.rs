@@ -21,7 +21,7 @@ use sepal_swarm::IdentityKey;
 use crate::args::ServeArgs;
 use crate::downloads::Downloads;
 use crate::interrupt::on_interrupt;
-use crate::network::{Announcement, Network};
+use crate::network::{Announcement, Network, write_ticket};
 use crate::output::{Failure, describe, print};
 use crate::serve_memory::{ClientMemory, MemoryOptions};
 use crate::units::size;
@@ -195,12 +195,13 @@ impl StatusPage {
         }
         match (network.ticket(), &args.ticket_file) {
             (Some(ticket), Some(path)) => {
-                ticket.write(path).map_err(|error| format!("write the ticket into {}: {error}", path.display()))?;
+                write_ticket(&ticket, path)?;
                 print(&format!("ticket in {}", path.display()))?;
             }
             (Some(ticket), None) => print(&format!("ticket {ticket}"))?,
             (None, _) => {}
         }
+        network.follow_ticket(args);
         if let Some(http) = &http {
             print(&format!("status on http://{}/", http.addr()))?;
         }

@@ -7,9 +7,11 @@ use std::thread::{self, Scope};
 use std::time::Duration;
 
 use sepal_config::{Spec, SwarmSpec};
+use sepal_core::Device;
 use sepal_gateway::{Gateway, LoadRequest, ModelName, Options, Stopper, Token, Worker};
 use sepal_pipeline::{Classifier, ClassifierError, SharedBase};
 use sepal_plugin::Registry;
+use sepal_server::memory::FreeMemory;
 
 use crate::abstain::check_abstaining;
 use crate::advice::advice;
@@ -24,6 +26,8 @@ use crate::session_classifier::{SessionClassifier, info};
 /// First pause before a new search for servers; each further pause is twice as long.
 const MIN_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Memory that must be free before a model is loaded for a client, in bytes.
+const MIN_FREE_BYTES: u64 = 256 << 20;
 /// Stack of a thread that computes, in bytes: that of the main thread.
 const STACK_BYTES: usize = 8 << 20;
 
@@ -113,7 +117,7 @@ impl Host<'_> {
 
     /// Serves a run that a client asked for. A failure is the answer to the client.
     fn load(&self, LoadRequest { worker, run }: LoadRequest) {
-        let loaded = self.requested(&run).and_then(|folder| {
+        let loaded = check_free_memory().and_then(|()| self.requested(&run)).and_then(|folder| {
             let spec = pipeline(self.registry, &folder, self.args)?;
             self.answer_requests(&spec, &folder, &worker)
         });
@@ -158,6 +162,19 @@ impl Host<'_> {
             Some(base) => Classifier::open_on(base, spec, run, self.registry, &mut console, self.stop),
             None => Classifier::open(spec, run, self.registry, &mut console, self.stop),
         }
+    }
+}
+
+/// Returns an error if another model could take the memory that the loaded ones need for requests.
+fn check_free_memory() -> Result<(), Failure> {
+    match FreeMemory::from_env(Device::Cpu)?.device {
+        Some(free) if free < MIN_FREE_BYTES => Err(format!(
+            "load a model: {} MB of memory are free, and at least {} MB stay free for requests; unload another model first",
+            free >> 20,
+            MIN_FREE_BYTES >> 20
+        )
+        .into()),
+        _ => Ok(()),
     }
 }
 

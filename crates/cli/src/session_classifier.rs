@@ -19,7 +19,12 @@ impl Classify for SessionClassifier<'_> {
     fn classify(&mut self, texts: &[&str], pairs: Option<&[&str]>) -> Result<Vec<Answer>, ClassifyError> {
         let tokens = match self.session.encode(RowTexts { texts, pairs, ..RowTexts::default() }) {
             Ok(tokens) => tokens,
-            Err(error) => return Err(ClassifyError::Failed(error.into())),
+            Err(error) => {
+                return Err(match error.too_many_windows() {
+                    Some([n_windows, max_windows]) => ClassifyError::TooLong { n_windows, max_windows },
+                    None => ClassifyError::Failed(error.into()),
+                });
+            }
         };
         if !tokens.iter().all(EncodedRow::has_tokens) {
             return Err(ClassifyError::NoToken);

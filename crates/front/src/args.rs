@@ -110,7 +110,13 @@ impl Command {
     pub fn reads_catalog(&self) -> bool {
         matches!(
             self,
-            Self::Validate(_) | Self::Render(_) | Self::Init(_) | Self::Fetch(_) | Self::Schema | Self::Plugins(_)
+            Self::Validate(_)
+                | Self::Render(_)
+                | Self::Init(_)
+                | Self::Plan(_)
+                | Self::Fetch(_)
+                | Self::Schema
+                | Self::Plugins(_)
         )
     }
 }

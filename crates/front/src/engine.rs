@@ -1,6 +1,7 @@
 //! The engine: the program with libtorch.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,8 +19,8 @@ const IN_PACKAGE: &str = "sepal/bin/sepal-engine";
 const REPLACED: &str = "SEPAL_FRONT_PROCESS";
 /// Only argument of an engine that prints its [`EngineReport`].
 const REPORT: &str = "--engine-report";
-/// Time for the report: libtorch is loaded, with CUDA from a cold disk.
-const REPORT_TIMEOUT: Duration = Duration::from_secs(20);
+/// Time for the report, in which libtorch is loaded, also with CUDA from a cold disk.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Program that computes, with libtorch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,8 +78,15 @@ impl Engine {
     /// # Errors
     /// [`EngineError`] if it does not start, for example because the loader does not find libtorch, or does not answer in time.
     pub(crate) fn report(path: &Path) -> Result<EngineReport, EngineError> {
-        let output = sepal_machine::output_within(Command::new(path).arg(REPORT), REPORT_TIMEOUT);
-        let output = output.map_err(|source| EngineError::Start { path: path.to_owned(), source })?;
+        Self::report_within(path, REPORT_TIMEOUT)
+    }
+
+    fn report_within(path: &Path, timeout: Duration) -> Result<EngineReport, EngineError> {
+        let output = sepal_machine::output_within(Command::new(path).arg(REPORT), timeout);
+        let output = output.map_err(|source| match source.kind() {
+            ErrorKind::TimedOut => EngineError::NoAnswer { path: path.to_owned(), seconds: timeout.as_secs_f64() },
+            _ => EngineError::Start { path: path.to_owned(), source },
+        })?;
         let message = || {
             let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             if text.is_empty() { format!("it ended with {}", output.status) } else { text }
@@ -117,6 +125,13 @@ pub enum EngineError {
     /// Engine that the system does not start.
     #[error("start {}", path.display())]
     Start { path: PathBuf, source: std::io::Error },
+    /// Engine that does not end in time.
+    #[error(
+        "start {}: libtorch was not loaded within {seconds} s, and the engine was stopped; a first start from a slow disk may need \
+         longer, then try again",
+        path.display()
+    )]
+    NoAnswer { path: PathBuf, seconds: f64 },
     /// Engine that does not describe itself.
     #[error("start {}: {message}", path.display())]
     Report { path: PathBuf, message: String },
@@ -171,6 +186,8 @@ fn candidates(program: &Path) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn write(path: &Path) -> PathBuf {
@@ -207,5 +224,22 @@ mod tests {
         let error = Engine::report(Path::new("/bin/false")).expect_err("no report").to_string();
         assert!(error.starts_with("start /bin/false: it ended with exit status: 1"), "{error}");
         assert!(Engine::report(Path::new("/no/such/engine")).is_err());
+    }
+
+    #[test]
+    fn engine_that_does_not_answer_is_stopped_and_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("engine");
+        std::fs::write(&path, "#!/bin/sh\nexec sleep 600\n").expect("written");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("executable");
+        let error = loop {
+            match Engine::report_within(&path, Duration::from_millis(250)).expect_err("no answer") {
+                // A process that another test starts has the file open for writing until it is another program.
+                EngineError::Start { source, .. } if source.kind() == ErrorKind::ExecutableFileBusy => {}
+                error => break error,
+            }
+        };
+        assert!(matches!(error, EngineError::NoAnswer { .. }), "{error:?}");
+        assert!(error.to_string().contains("was not loaded within 0.25 s"), "{error}");
     }
 }

@@ -44,7 +44,7 @@ pub(crate) fn revoke(args: &RevokeArgs) -> Result<(), Failure> {
         (None, Some(path)) => {
             let next = Ticket::read_file(path)?.next_epoch().ok_or_else(|| not_the_servers(path))?;
             write_ticket(&next, path)?;
-            (path, next.epoch(), "start all servers again with it (--join)")
+            (path, next.epoch(), "copy the file to all servers within ten minutes")
         }
         (None, None) => return Err("revoke a secret: give --secret-file or --ticket".into()),
     };

@@ -36,7 +36,9 @@ mod options_file;
 pub mod output;
 pub mod pipeline_file;
 mod pipelines;
+pub mod plan;
 mod probe_progress;
+mod push;
 mod render;
 mod report;
 pub mod status_line;
@@ -96,7 +98,7 @@ pub struct Program<'a> {
     pub engine: Engine,
 }
 
-/// Performs a command that needs no libtorch; `None` for another command.
+/// Performs a command that needs no libtorch; `None` for another command, and for a plan of tensors that only plugins know.
 pub fn perform(command: &Command, program: &Program<'_>) -> Option<Result<(), Failure>> {
     let Program { catalog, engine } = *program;
     Some(match command {
@@ -106,6 +108,8 @@ pub fn perform(command: &Command, program: &Program<'_>) -> Option<Result<(), Fa
         Command::Fetch(args) => pipelines::fetch(catalog, args),
         Command::Schema => pipelines::schema(catalog),
         Command::Plugins(args) => pipelines::list(catalog, args),
+        Command::Plan(args) => plan::count(catalog, args)?,
+        Command::Push(args) => push::push(args),
         Command::Report(args) => report::write(args),
         Command::Outline(args) => pipelines::outline(args),
         Command::Swarm(command) => swarm::swarm(command),
@@ -132,7 +136,9 @@ pub fn exit_code(result: Result<(), Failure>, further: impl FnOnce(&Failure) -> 
 /// dependencies.
 pub fn start_logging(format: LogFormat, command: &Command) {
     let default = match command {
-        Command::Serve(_) | Command::ServeTask(_) if format == LogFormat::Text => "off,sepal=warn,sepal_cli=info",
+        Command::Serve(_) | Command::ServeTask(_) if format == LogFormat::Text => {
+            "off,sepal=warn,sepal_cli=info,sepal_discover=info,sepal_swarm=info"
+        }
         // Lines for people are records, too.
         _ if format == LogFormat::Json => "off,sepal=info",
         _ => "off,sepal=warn",

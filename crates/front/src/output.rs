@@ -1,5 +1,6 @@
 //! Standard output, standard error and errors.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,11 +25,27 @@ pub fn describe(error: &(dyn Error + 'static)) -> String {
     // Errors quote files and servers: their control characters could change a terminal, and their lines could look like ours.
     let text = format!("{error}{causes}{hint}");
     let lines: Vec<&str> = text.split('\n').collect();
-    let indented = lines.iter().enumerate().map(|(index, line)| match index > 0 && !line.starts_with(' ') {
-        true => format!("  {}", visible_lines(line)),
-        false => visible_lines(line).into_owned(),
+    let indented = lines.iter().enumerate().map(|(index, line)| {
+        let line = shortened(line);
+        match index > 0 && !line.starts_with(' ') {
+            true => format!("  {}", visible_lines(&line)),
+            false => visible_lines(&line).into_owned(),
+        }
     });
     indented.collect::<Vec<_>>().join("\n")
+}
+
+/// Returns a line of an error, without its middle if it quotes a value of megabytes: the expected value may be at its end.
+fn shortened(line: &str) -> Cow<'_, str> {
+    const START: usize = 2000;
+    const END: usize = 1000;
+    let length = line.chars().count();
+    if length <= START + END {
+        return Cow::Borrowed(line);
+    }
+    let start: String = line.chars().take(START).collect();
+    let end: String = line.chars().skip(length - END).collect();
+    Cow::Owned(format!("{start} … {end}"))
 }
 
 /// Returns names of files or servers, each safe to show, with commas between them.
@@ -182,6 +199,14 @@ mod tests {
         assert_eq!(listed(&["good", "\u{7}"]), "good, \\u{7}");
         let error: Failure = "call the server: gone\nerror: failed to find a disk".into();
         assert_eq!(describe(&*error), "call the server: gone\n  error: failed to find a disk");
+    }
+
+    #[test]
+    fn errors_that_quote_megabytes_are_shortened() {
+        let error: Failure = format!("use `{}`, expected a name", "é".repeat(1 << 20)).into();
+        let described = describe(&*error);
+        assert_eq!(described.chars().count(), 3003);
+        assert!(described.starts_with("use `é") && described.ends_with("`, expected a name"), "{described}");
     }
 
     #[test]

@@ -24,6 +24,15 @@ pub fn variables() -> impl Iterator<Item = (String, String)> {
 /// # Errors
 /// All problems of the pipeline, or a sweep instead of one run.
 pub fn load(catalog: &Catalog, args: &PipelineArgs) -> Result<Spec, Failure> {
+    let Loaded { spec, notices } = read(catalog, args)?;
+    for notice in notices {
+        print_progress(&notice);
+    }
+    Ok(spec)
+}
+
+/// Checks the pipeline of one run.
+pub(crate) fn read(catalog: &Catalog, args: &PipelineArgs) -> Result<Loaded, Failure> {
     let layers = layers(args)?;
     if layers.is_sweep() {
         let file = args.file.display();
@@ -33,9 +42,5 @@ pub fn load(catalog: &Catalog, args: &PipelineArgs) -> Result<Spec, Failure> {
         )
         .into());
     }
-    let Loaded { spec, notices } = layers.load(catalog)?;
-    for notice in notices {
-        print_progress(&notice);
-    }
-    Ok(spec)
+    Ok(layers.load(catalog)?)
 }

@@ -10,7 +10,7 @@ use sepal_discover::lan::Lan;
 use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
 use sepal_discover::{Discovery, wait_until_settled};
 use sepal_survey::{SurveyedServer, survey};
-use sepal_swarm::{Addr, ClientSecurity, Endpoint, Secret};
+use sepal_swarm::{Addr, ClientSecurity, Endpoint};
 use serde_json::{Value, json};
 
 use crate::args::{SwarmArgs, SwarmCommand};
@@ -57,8 +57,7 @@ struct SwarmView<'a> {
 
 impl<'a> SwarmView<'a> {
     fn open(args: &'a SwarmArgs) -> Result<Self, Failure> {
-        let secret = args.secret_file.as_deref().map(Secret::read).transpose()?;
-        let security = secret.map(ClientSecurity::new).transpose()?;
+        let security = args.secret_file.as_deref().map(ClientSecurity::from_file).transpose()?;
         let found = discovery(args, security.clone())?;
         Ok(Self { args, security, found })
     }
@@ -81,9 +80,12 @@ impl<'a> SwarmView<'a> {
 /// Returns a settled discovery, or `None` if the servers are listed.
 fn discovery(args: &SwarmArgs, security: Option<ClientSecurity>) -> Result<Option<Box<dyn Discovery>>, Failure> {
     const NEIGHBOUR: Duration = Duration::from_secs(10);
-    let found: Box<dyn Discovery> = if let Some(ticket) = &args.ticket {
-        let (ticket, identity) = (Some(Ticket::read(ticket)?), Identity::ephemeral());
+    let found: Box<dyn Discovery> = if let Some(text) = &args.ticket {
+        let (ticket, identity) = (Some(Ticket::read(text)?), Identity::ephemeral());
         let node = Node::start(NodeOptions { identity, ticket, bind: args.bind, relays: Vec::new() })?;
+        if let Some(file) = Ticket::file(text) {
+            node.follow_ticket(file);
+        }
         if !node.wait_for_neighbour(NEIGHBOUR) {
             return Err("look at the swarm: no member that the ticket names has answered; ask for a newer one".into());
         }

@@ -1,6 +1,9 @@
 use schemars::JsonSchema;
 use sepal_catalog::{Options, PluginKind};
+use sepal_core::{LabelKind, Task, TrainedTensor};
 use serde::{Deserialize, Serialize};
+
+use crate::{HeadOptions, OptionError};
 
 /// Trains the frozen language model to continue each text with its answer (the column `data.label`).
 ///
@@ -16,5 +19,15 @@ impl Options for CausalLmConfig {
 
     fn example() -> Self {
         Self {}
+    }
+}
+
+impl HeadOptions for CausalLmConfig {
+    fn task(&self) -> Result<Task, OptionError> {
+        Ok(Task::new(LabelKind::Text, Vec::new()))
+    }
+
+    fn tensors(&self, _: usize) -> Vec<TrainedTensor> {
+        Vec::new()
     }
 }

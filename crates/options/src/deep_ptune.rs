@@ -1,11 +1,12 @@
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use sepal_catalog::{Options, PluginKind};
+use sepal_core::{TrainedTensor, TunableName};
 use serde::{Deserialize, Serialize};
 
-use crate::PromptInit;
+use crate::{ModelShape, OptionError, PromptInit, Tokenize, TuningOptions, soft_prompts};
 
 /// Trains soft prompts before every row and prompts that are added before every block.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -49,5 +50,34 @@ impl Options for DeepPtuneConfig {
 
     fn example() -> Self {
         Self::default()
+    }
+}
+
+impl DeepPtuneConfig {
+    /// Prompts before each block, `[n_blocks, pre_seq_len, hidden]`.
+    pub fn deep_prompts(&self, n_blocks: usize, hidden: usize) -> TrainedTensor {
+        TrainedTensor::tunable(&TunableName::DeepPrompts, 0, [n_blocks, self.pre_seq_len.get(), hidden])
+    }
+}
+
+impl TuningOptions for DeepPtuneConfig {
+    fn tensors(&self, model: &ModelShape<'_>) -> Result<Vec<TrainedTensor>, OptionError> {
+        let prompts = soft_prompts(self.pre_seq_len.get(), model.hidden);
+        Ok(vec![prompts, self.deep_prompts(model.n_blocks, model.hidden)])
+    }
+
+    fn pre_seq_len(&self) -> usize {
+        self.pre_seq_len.get()
+    }
+
+    fn adapter(&self) -> Option<&Path> {
+        match &self.deep_init {
+            Some(DeepInit::Adapter(path)) => Some(path),
+            _ => self.init.adapter(),
+        }
+    }
+
+    fn check_words(&self, labels: &[String], tokenize: &Tokenize<'_>) -> Result<(), OptionError> {
+        self.init.tokens(self.pre_seq_len.get(), labels, tokenize).map(drop)
     }
 }

@@ -1,11 +1,12 @@
 //! Options of the shipped task heads, tuning modes, optimizers and schedules: names, defaults, checks and their manual.
 //!
-//! A plugin crate takes its options from here and builds its object from them. A program that only reads pipeline files
-//! takes the options alone, and needs no libtorch.
+//! A plugin crate takes its options from here and builds its object from them, with tensors of the shapes that
+//! [`HeadOptions`] and [`TuningOptions`] state. A program that only reads pipeline files and counts what they train takes the
+//! options alone, and needs no libtorch.
 //!
 //! Place in the crate graph: above `catalog`, `core` and `metrics`; `optim`, `plugin`, the plugins and `front` stand on it. It
-//! builds nothing, and knows neither tensors nor pipeline files. Plugins that are not shipped define their options in their
-//! own crates.
+//! builds nothing, and knows neither the numbers of tensors nor pipeline files. Plugins that are not shipped define their options
+//! in their own crates.
 //!
 //! Invariants: every options type is registered by [`register`]; options with unknown keys are refused.
 //!
@@ -24,6 +25,7 @@ mod causal_lm;
 mod class_weights;
 mod deep_ptune;
 mod ia3;
+mod label_words;
 mod lora;
 mod multiple_choice;
 mod optimizers;
@@ -36,27 +38,30 @@ mod schedules;
 mod sequence_classification;
 mod targets;
 mod token_classification;
+mod trained;
 mod verbalizer;
 
 pub use causal_lm::CausalLmConfig;
 pub use class_weights::ClassWeights;
 pub use deep_ptune::{DeepInit, DeepPtuneConfig};
 pub use ia3::{Ia3Config, Ia3Init};
-pub use lora::{LoraConfig, LoraInit, TunedBlocks};
+pub use label_words::{WordError, label_words, word_token};
+pub use lora::{LoraConfig, LoraFactors, LoraInit, TunedBlocks};
 pub use multiple_choice::MultipleChoiceConfig;
 pub use optimizers::{AdafactorConfig, AdamConfig, AdamWConfig, LionConfig, SgdConfig};
-pub use p_tuning::{EncoderKind, PTuningConfig, PTuningInit};
+pub use p_tuning::{EncoderKind, EncoderShape, PTuningConfig, PTuningInit};
 pub use pooling::Pooling;
 pub use prefix_kv::{PrefixInit, PrefixKvConfig};
-pub use prompt_init::PromptInit;
+pub use prompt_init::{PROMPTS, PromptInit, soft_prompts};
 pub use ptune::PtuneConfig;
 pub use schedules::{
     ConstantConfig, CosineConfig, CosineWithRestartsConfig, Decay, InverseSqrtConfig, LinearConfig, PlateauMode,
     PolynomialConfig, ReduceOnPlateauConfig, ThresholdMode, WarmupStableDecayConfig,
 };
 pub use sequence_classification::{HeadInit, SequenceClassificationConfig};
-pub use targets::{Targets, TargetsError};
+pub use targets::Targets;
 pub use token_classification::TokenClassificationConfig;
+pub use trained::{HeadOptions, ModelShape, OptionError, Tokenize, TuningOptions, head_options, tuning_options};
 pub use verbalizer::{Aggregate, VerbalizerConfig};
 
 use sepal_catalog::{Catalog, RegisterError};

@@ -1,9 +1,12 @@
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use sepal_catalog::{Options, PluginKind};
+use sepal_core::{TrainedTensor, TunableName};
 use serde::{Deserialize, Serialize};
+
+use crate::{ModelShape, OptionError, TuningOptions};
 
 /// Trains independent keys and values of a prefix in every block, like PEFT's PREFIX_TUNING.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -46,5 +49,29 @@ impl Options for PrefixKvConfig {
 
     fn example() -> Self {
         Self::default()
+    }
+}
+
+impl PrefixKvConfig {
+    /// Keys and values of the prefix in every block, `[n_blocks, pre_seq_len, 2 * kv_size]`.
+    pub fn keys_values(&self, n_blocks: usize, kv_size: usize) -> TrainedTensor {
+        TrainedTensor::tunable(&TunableName::PrefixKeysValues, 0, [n_blocks, self.pre_seq_len.get(), 2 * kv_size])
+    }
+}
+
+impl TuningOptions for PrefixKvConfig {
+    fn tensors(&self, model: &ModelShape<'_>) -> Result<Vec<TrainedTensor>, OptionError> {
+        Ok(vec![self.keys_values(model.n_blocks, model.kv_size)])
+    }
+
+    fn pre_seq_len(&self) -> usize {
+        self.pre_seq_len.get()
+    }
+
+    fn adapter(&self) -> Option<&Path> {
+        match &self.init {
+            PrefixInit::Adapter(path) => Some(path),
+            PrefixInit::Zero | PrefixInit::Normal => None,
+        }
     }
 }

@@ -1,7 +1,18 @@
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
+use sepal_core::{TrainedTensor, in_one_line};
 use serde::{Deserialize, Serialize};
+
+use crate::{OptionError, Tokenize};
+
+/// Name of the soft prompts among parameters and in an adapter.
+pub const PROMPTS: &str = "prompts";
+
+/// Soft prompts before every row.
+pub fn soft_prompts(pre_seq_len: usize, hidden: usize) -> TrainedTensor {
+    TrainedTensor::new(PROMPTS, [pre_seq_len, hidden])
+}
 
 /// Initialisation of soft prompts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -37,4 +48,38 @@ impl PromptInit {
             _ => None,
         }
     }
+
+    /// Tokens that prompts start from: of the name of each class, or of the text; none for other initial values.
+    ///
+    /// # Errors
+    /// [`OptionError`] if one has no tokens, or there are more classes than prompts.
+    pub fn tokens(
+        &self,
+        pre_seq_len: usize,
+        labels: &[String],
+        tokenize: &Tokenize<'_>,
+    ) -> Result<Vec<Vec<i64>>, OptionError> {
+        let texts: Vec<&str> = match self {
+            PromptInit::ClassNames if labels.is_empty() || labels.len() > pre_seq_len => {
+                let n_labels = labels.len();
+                return Err(refused(format!(
+                    "expected class names for at most {pre_seq_len} prompts (`pre_seq_len`), found {n_labels}"
+                )));
+            }
+            PromptInit::ClassNames => labels.iter().map(String::as_str).collect(),
+            PromptInit::Text(text) => vec![text.as_str()],
+            _ => Vec::new(),
+        };
+        texts.into_iter().map(|text| tokens(text, tokenize)).collect()
+    }
+}
+
+/// Tokens of a text, at least one.
+fn tokens(text: &str, tokenize: &Tokenize<'_>) -> Result<Vec<i64>, OptionError> {
+    let ids = tokenize(text).map_err(|error| refused(in_one_line(&*error)))?;
+    if ids.is_empty() { Err(refused(format!("expected a text with tokens, found `{text}`"))) } else { Ok(ids) }
+}
+
+fn refused(message: String) -> OptionError {
+    OptionError { key: "init", message }
 }

@@ -1,10 +1,12 @@
 use std::num::NonZeroUsize;
+use std::path::Path;
 
 use schemars::JsonSchema;
 use sepal_catalog::{Options, PluginKind};
+use sepal_core::TrainedTensor;
 use serde::{Deserialize, Serialize};
 
-use crate::PromptInit;
+use crate::{ModelShape, OptionError, PromptInit, Tokenize, TuningOptions, soft_prompts};
 
 /// Trains soft prompts before every row and leaves the model unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -29,5 +31,23 @@ impl Options for PtuneConfig {
 
     fn example() -> Self {
         Self::default()
+    }
+}
+
+impl TuningOptions for PtuneConfig {
+    fn tensors(&self, model: &ModelShape<'_>) -> Result<Vec<TrainedTensor>, OptionError> {
+        Ok(vec![soft_prompts(self.pre_seq_len.get(), model.hidden)])
+    }
+
+    fn pre_seq_len(&self) -> usize {
+        self.pre_seq_len.get()
+    }
+
+    fn adapter(&self) -> Option<&Path> {
+        self.init.adapter()
+    }
+
+    fn check_words(&self, labels: &[String], tokenize: &Tokenize<'_>) -> Result<(), OptionError> {
+        self.init.tokens(self.pre_seq_len.get(), labels, tokenize).map(drop)
     }
 }

@@ -1,8 +1,9 @@
 use schemars::JsonSchema;
 use sepal_catalog::{OptionProblem, Options, PluginKind};
+use sepal_core::{LabelKind, Task, TrainedTensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{ClassWeights, Pooling};
+use crate::{ClassWeights, HeadOptions, OptionError, Pooling, Tokenize, label_words};
 
 /// Predicts a label, a number, or several labels for each text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -110,5 +111,45 @@ impl Options for SequenceClassificationConfig {
 
     fn check(&self) -> Vec<OptionProblem> {
         check_class_weights(self).into_iter().chain(check_words(self)).collect()
+    }
+}
+
+impl SequenceClassificationConfig {
+    /// Weights of the logits, `[n_labels, hidden]`.
+    pub fn score(&self, hidden: usize) -> TrainedTensor {
+        TrainedTensor::new("score.weight", [self.labels.len(), hidden])
+    }
+
+    /// Returns the token of each label's word.
+    ///
+    /// # Errors
+    /// [`OptionError`] if a word is not one token, or two labels have a token in common.
+    pub fn tokens(&self, tokenize: &Tokenize<'_>) -> Result<Vec<i64>, OptionError> {
+        let words = self.label_words.as_ref().unwrap_or(&self.labels);
+        let words: Vec<Vec<&String>> = words.iter().map(|word| vec![word]).collect();
+        Ok(label_words("label_words", &self.labels, &words, tokenize)?.concat())
+    }
+}
+
+impl HeadOptions for SequenceClassificationConfig {
+    fn task(&self) -> Result<Task, OptionError> {
+        let kind = match (self.multi_label, self.labels.len()) {
+            (_, 0) => return Err(OptionError { key: "labels", message: "expected at least one".to_owned() }),
+            (true, _) => LabelKind::Multi,
+            (false, 1) => LabelKind::Value,
+            (false, _) => LabelKind::Class,
+        };
+        Ok(Task::new(kind, self.labels.clone()))
+    }
+
+    fn tensors(&self, hidden: usize) -> Vec<TrainedTensor> {
+        vec![self.score(hidden)]
+    }
+
+    fn check_words(&self, tokenize: &Tokenize<'_>) -> Result<(), OptionError> {
+        match self.init {
+            HeadInit::Random => Ok(()),
+            HeadInit::LabelWords => self.tokens(tokenize).map(drop),
+        }
     }
 }

@@ -7,6 +7,8 @@ use serde::de::value::SeqAccessDeserializer;
 use serde::de::{Deserializer, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::OptionError;
+
 /// Linear layers of each block that a tuning mode changes, as in PEFT's `target_modules`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Targets {
@@ -14,19 +16,6 @@ pub enum Targets {
     AllLinear,
     /// Layers by their full names in the block, or by the part of it after a dot.
     Names(Vec<String>),
-}
-
-/// Layers that the model does not have.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[expect(missing_docs, reason = "the message names the fields")]
-#[error("use option `targets`: {message}")]
-pub struct TargetsError {
-    pub message: String,
-}
-
-impl TargetsError {
-    /// Option that names the layers.
-    pub const KEY: &'static str = "targets";
 }
 
 /// Text that stands for [`Targets::AllLinear`].
@@ -37,12 +26,12 @@ impl Targets {
     /// `default_roles`. At least one is returned.
     ///
     /// # Errors
-    /// [`TargetsError`] if a name matches no layer, or nothing is selected.
+    /// [`OptionError`] if a name matches no layer, or nothing is selected.
     pub fn select<'a>(
         targets: Option<&Self>,
         default_roles: &[SiteRole],
         sites: &'a [LinearSite],
-    ) -> Result<Vec<&'a LinearSite>, TargetsError> {
+    ) -> Result<Vec<&'a LinearSite>, OptionError> {
         if let Some(Self::Names(names)) = targets {
             check_names(names, sites)?;
         }
@@ -63,7 +52,7 @@ impl Targets {
 }
 
 /// Returns an error if a name matches no layer.
-fn check_names(names: &[String], sites: &[LinearSite]) -> Result<(), TargetsError> {
+fn check_names(names: &[String], sites: &[LinearSite]) -> Result<(), OptionError> {
     let unknown = names.iter().find(|name| !sites.iter().any(|site| matches(name, &site.name)));
     match unknown {
         Some(name) if !sites.is_empty() => Err(refused(format!(
@@ -79,8 +68,8 @@ fn matches(name: &str, site: &str) -> bool {
     site.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
-fn refused(message: String) -> TargetsError {
-    TargetsError { message }
+fn refused(message: String) -> OptionError {
+    OptionError { key: "targets", message }
 }
 
 fn list(sites: &[LinearSite]) -> String {

@@ -1,6 +1,9 @@
 use schemars::JsonSchema;
 use sepal_catalog::{OptionProblem, Options, PluginKind};
+use sepal_core::{LabelKind, Task, TrainedTensor};
 use serde::{Deserialize, Serialize};
+
+use crate::{HeadOptions, OptionError};
 
 /// Gives each word a tag, for example of a named entity.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -15,6 +18,16 @@ pub struct TokenClassificationConfig {
 impl TokenClassificationConfig {
     /// Tag of words that belong to no entity.
     pub const OUTSIDE: &'static str = "O";
+
+    /// Weights of the logits, `[n_labels, hidden]`.
+    pub fn weight(&self, hidden: usize) -> TrainedTensor {
+        TrainedTensor::new("score.weight", [self.labels.len(), hidden])
+    }
+
+    /// Bias of the logits, `[n_labels]`.
+    pub fn bias(&self) -> TrainedTensor {
+        TrainedTensor::new("score.bias", [self.labels.len()])
+    }
 }
 
 impl Options for TokenClassificationConfig {
@@ -38,5 +51,15 @@ impl Options for TokenClassificationConfig {
             _ => Some(problem(format!("expected `O`, `B-TYPE` or `I-TYPE`, found `{label}`"))),
         });
         missing.into_iter().chain(wrong).collect()
+    }
+}
+
+impl HeadOptions for TokenClassificationConfig {
+    fn task(&self) -> Result<Task, OptionError> {
+        Ok(Task::new(LabelKind::Tags, self.labels.clone()))
+    }
+
+    fn tensors(&self, hidden: usize) -> Vec<TrainedTensor> {
+        vec![self.weight(hidden), self.bias()]
     }
 }

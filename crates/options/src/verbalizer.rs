@@ -2,7 +2,10 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use sepal_catalog::{OptionProblem, Options, PluginKind};
+use sepal_core::{LabelKind, Task, TrainedTensor};
 use serde::{Deserialize, Serialize};
+
+use crate::{HeadOptions, OptionError, Tokenize, label_words};
 
 /// Gives each text one label, by words that the frozen language model scores as the next one.
 ///
@@ -59,5 +62,31 @@ impl Options for VerbalizerConfig {
         let empty = self.words.iter().filter(|(_, words)| words.is_empty());
         let empty = empty.map(|(label, _)| problem(format!("expected at least one word of `{label}`")));
         unknown.chain(empty).collect()
+    }
+}
+
+impl VerbalizerConfig {
+    /// Returns the tokens of the words of each label, `[labels][words]`.
+    ///
+    /// # Errors
+    /// [`OptionError`] if a word is not one token, or two labels have a token in common.
+    pub fn tokens(&self, tokenize: &Tokenize<'_>) -> Result<Vec<Vec<i64>>, OptionError> {
+        let words_of = |label: &String| self.words.get(label).cloned().unwrap_or_else(|| vec![label.clone()]);
+        let words: Vec<Vec<String>> = self.labels.iter().map(words_of).collect();
+        label_words("words", &self.labels, &words, tokenize)
+    }
+}
+
+impl HeadOptions for VerbalizerConfig {
+    fn task(&self) -> Result<Task, OptionError> {
+        Ok(Task::new(LabelKind::Class, self.labels.clone()))
+    }
+
+    fn tensors(&self, _: usize) -> Vec<TrainedTensor> {
+        Vec::new()
+    }
+
+    fn check_words(&self, tokenize: &Tokenize<'_>) -> Result<(), OptionError> {
+        self.tokens(tokenize).map(drop)
     }
 }

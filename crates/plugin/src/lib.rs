@@ -31,7 +31,6 @@
 mod combined;
 mod head;
 mod hidden_view;
-mod label_words;
 mod measure;
 mod prompts;
 mod registry;
@@ -42,17 +41,19 @@ mod tuning;
 pub use combined::CombinedTuning;
 pub use head::{AnswerTokens, HeadError, Items, Logits, Phase, Prediction, TaskHead, class_tensor, label_tensor};
 pub use hidden_view::HiddenView;
-pub use label_words::{WordError, label_words, word_token};
-pub use prompts::{PROMPTS, adapter_file, initial_prompts, saved_tensor};
+pub use prompts::{adapter_file, initial_prompts, saved_tensor};
 pub use registry::{BuildError, Plugin, Registry};
 pub use sepal_catalog::{
     Catalog, DuplicateError, Entry, OptionProblem, Options, PluginKind, RegisterError, ResolveError,
 };
-pub use sepal_core::{LabelKind, Labels, LinearSite, Ragged, SiteRole, Task, TokenBatch, TokenText, TunableName, Want};
+pub use sepal_core::{
+    LabelKind, Labels, LinearSite, Ragged, SiteRole, Task, TokenBatch, TokenText, TrainedTensor, TunableName, Want,
+};
 pub use sepal_nn::{RowSource, RowsError, Tunable};
-pub use sepal_options::{Pooling, PromptInit, Targets};
+pub use sepal_options::{
+    OptionError, PROMPTS, Pooling, PromptInit, Targets, Tokenize, WordError, label_words, word_token,
+};
 pub use slot::{
-    Head, HeadContext, LmRows, Opt, OptContext, Sched, SchedContext, Slot, Tokenize, Track, TrackContext, Tuning,
-    TuningContext,
+    Head, HeadContext, LmRows, Opt, OptContext, Sched, SchedContext, Slot, Track, TrackContext, Tuning, TuningContext,
 };
 pub use tuning::{TuningError, TuningMode};

@@ -3,13 +3,10 @@ use std::path::{Path, PathBuf};
 use sepal_core::in_one_line;
 use sepal_nn::init::{normal, rng, sample_rows};
 use sepal_nn::{file, from_host};
-use sepal_options::PromptInit;
+use sepal_options::{PROMPTS, PromptInit, soft_prompts};
 use tch::{Device, Kind, Tensor};
 
 use crate::{BuildError, TuningContext};
-
-/// Name of the soft prompts among parameters and in an adapter.
-pub const PROMPTS: &str = "prompts";
 
 const ADAPTER: &str = "adapter.safetensors";
 
@@ -26,18 +23,19 @@ pub fn adapter_file(path: &Path) -> PathBuf {
 /// [`BuildError`] if the vocabulary has too few words, a text has no tokens, there are more classes than prompts, or
 /// the adapter does not fit.
 pub fn initial_prompts(init: &PromptInit, pre_seq_len: usize, cx: &TuningContext<'_>) -> Result<Tensor, BuildError> {
-    let shape = [pre_seq_len as i64, cx.hidden as i64];
+    let shape = soft_prompts(pre_seq_len, cx.hidden).signed_shape();
     let mut rng = rng(cx.seed, PROMPTS);
+    let tokens = init.tokens(pre_seq_len, cx.labels, cx.tokenize)?;
     match init {
         PromptInit::Vocabulary => Ok(sample_rows(cx.embeddings, pre_seq_len, &mut rng)?),
         PromptInit::Normal => Ok(normal(&shape, cx.initializer_range, &mut rng)?),
         PromptInit::ClassNames => {
-            let names = class_names(pre_seq_len, cx)?; // [n_labels, hidden]
+            let names = means(&tokens, cx)?; // [n_labels, hidden]
             let rest = sample_rows(cx.embeddings, pre_seq_len - cx.labels.len(), &mut rng)?;
             Ok(Tensor::f_cat(&[names, rest], 0)?) // [pre_seq_len, hidden]
         }
-        PromptInit::Text(text) => {
-            let ids: Vec<i64> = tokens(text, cx)?.into_iter().cycle().take(pre_seq_len).collect();
+        PromptInit::Text(_) => {
+            let ids: Vec<i64> = tokens.concat().into_iter().cycle().take(pre_seq_len).collect();
             Ok(cx.embeddings.rows(&ids)?)
         }
         PromptInit::Adapter(path) => saved_tensor("init", path, PROMPTS, &shape, cx),
@@ -74,26 +72,11 @@ pub fn saved_tensor(
     Ok(tensor)
 }
 
-/// Mean embedding of each class name's tokens: `[n_labels, hidden]`.
-fn class_names(pre_seq_len: usize, cx: &TuningContext<'_>) -> Result<Tensor, BuildError> {
-    let n_labels = cx.labels.len();
-    if n_labels > pre_seq_len || n_labels == 0 {
-        let message =
-            format!("expected class names for at most {pre_seq_len} prompts (`pre_seq_len`), found {n_labels}");
-        return Err(BuildError::Option { key: "init", message });
-    }
-    let mean = |name: &String| {
-        Ok(cx.embeddings.rows(&tokens(name, cx)?)?.f_mean_dim([0_i64].as_slice(), false, Kind::Float)?)
-    };
-    let means: Vec<Tensor> = cx.labels.iter().map(mean).collect::<Result<_, BuildError>>()?;
+/// Mean embedding of the tokens of each text: `[texts, hidden]`.
+fn means(texts: &[Vec<i64>], cx: &TuningContext<'_>) -> Result<Tensor, BuildError> {
+    let mean = |ids: &Vec<i64>| Ok(cx.embeddings.rows(ids)?.f_mean_dim([0_i64].as_slice(), false, Kind::Float)?);
+    let means: Vec<Tensor> = texts.iter().map(mean).collect::<Result<_, BuildError>>()?;
     Ok(Tensor::f_stack(&means, 0)?)
-}
-
-/// Tokens of a text, at least one.
-fn tokens(text: &str, cx: &TuningContext<'_>) -> Result<Vec<i64>, BuildError> {
-    let refused = |message: String| BuildError::Option { key: "init", message };
-    let ids = (cx.tokenize)(text).map_err(|error| refused(in_one_line(&*error)))?;
-    if ids.is_empty() { Err(refused(format!("expected a text with tokens, found `{text}`"))) } else { Ok(ids) }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use sepal_catalog::{Catalog, Entry, OptionProblem, PluginKind, RegisterError, ResolveError};
 use sepal_nn::{AddError, RowsError, init::InitError};
-use sepal_options::TargetsError;
+use sepal_options::OptionError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -155,8 +155,8 @@ pub enum BuildError {
     Other(#[source] Box<dyn Error + Send + Sync>),
 }
 
-impl From<TargetsError> for BuildError {
-    fn from(TargetsError { message }: TargetsError) -> Self {
-        Self::Option { key: TargetsError::KEY, message }
+impl From<OptionError> for BuildError {
+    fn from(OptionError { key, message }: OptionError) -> Self {
+        Self::Option { key, message }
     }
 }

@@ -5,6 +5,7 @@ use sepal_catalog::PluginKind;
 use sepal_core::LinearSite;
 use sepal_nn::{Parameters, RowSource};
 use sepal_optim::{Optimizer, Schedule};
+use sepal_options::Tokenize;
 use sepal_track::Tracker;
 use tch::Tensor;
 
@@ -68,9 +69,6 @@ impl Slot for Head {
 /// The slot of tuning modes.
 #[derive(Debug, Clone, Copy)]
 pub enum Tuning {}
-
-/// Function from a text to its token ids, without special tokens.
-pub type Tokenize<'a> = dyn Fn(&str) -> Result<Vec<i64>, Box<dyn Error + Send + Sync>> + 'a;
 
 /// Inputs for building a tuning mode.
 pub struct TuningContext<'a> {

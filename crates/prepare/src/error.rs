@@ -1,6 +1,8 @@
 use std::error::Error;
 use std::path::PathBuf;
 
+use sepal_tokenize::EncodeError;
+
 /// Cause of any type.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -36,12 +38,26 @@ pub enum DataError {
     #[error("fetch the data")]
     Fetch(#[source] sepal_assets::FetchError),
     /// Unusable rows.
-    #[error("read the {split} rows")]
+    #[error("read the {split} rows{}", key_of(source))]
     Rows {
         /// `training`, `validation`, `labelled`, `given` or `calibration`.
         split: &'static str,
         source: BoxError,
     },
+}
+
+/// Key of the pipeline file that helps against an error of rows.
+fn key_of(source: &BoxError) -> &'static str {
+    too_many_windows(&**source).map_or("", |_| " (`data.long_texts.windows.max_windows`)")
+}
+
+/// Returns the number of windows of a text, and the maximum, if the error is a text of more.
+pub fn too_many_windows(error: &(dyn Error + 'static)) -> Option<[usize; 2]> {
+    let mut causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.find_map(|cause| match cause.downcast_ref::<EncodeError>() {
+        Some(&EncodeError::Windows { n_windows, max_windows, .. }) => Some([n_windows, max_windows]),
+        _ => None,
+    })
 }
 
 /// Files of a pipeline that cannot be fetched.
@@ -54,4 +70,18 @@ pub enum PrepareError {
     /// Failure of the data.
     #[error(transparent)]
     Data(#[from] DataError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_too_many_windows_names_its_key() {
+        let rows = |source: BoxError| DataError::Rows { split: "training", source };
+        let error = rows(EncodeError::Windows { n_windows: 9, n_tokens: 40, max_windows: 8 }.into());
+        assert_eq!(error.to_string(), "read the training rows (`data.long_texts.windows.max_windows`)");
+        assert_eq!(too_many_windows(&error), Some([9, 8]));
+        assert_eq!(rows("no file".into()).to_string(), "read the training rows");
+    }
 }

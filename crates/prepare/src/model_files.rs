@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use sepal_assets::{Asset, Assets, EventHandler, FetchError, ModelPreview, Source};
 use sepal_checkpoint::{Checkpoint, OpenError, Part, missing_shards, screen, write_outline};
+use sepal_tokenize::Tokenizer;
 
 use crate::error::ModelError;
 
@@ -29,6 +30,22 @@ impl ModelFiles {
         let asset = assets.fetch_first_model(sources, &mut screen, watch).map_err(ModelError::Fetch)?;
         let checkpoint = open_asset(assets, &asset, watch)?;
         Ok(Self { asset, checkpoint })
+    }
+
+    /// Reads the tokenizer.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`], and [`ModelError::Vocabulary`] if it has more ids than the model has embeddings.
+    pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
+        let path = || self.asset.path.clone();
+        let read = self.checkpoint.tokenizer();
+        let tokenizer = read.map_err(|source| ModelError::Tokenizer { path: path(), source: source.into() })?;
+        let (ids, embeddings) = (tokenizer.vocab_size(), self.checkpoint.config().vocab_size);
+        if ids > embeddings {
+            let last = tokenizer.last_token().unwrap_or_default();
+            return Err(ModelError::Vocabulary { path: path(), ids, embeddings, last });
+        }
+        Ok(tokenizer)
     }
 
     /// Fetches the missing files of this part, or its bytes of the model's only file.

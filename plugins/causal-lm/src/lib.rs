@@ -19,6 +19,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+use sepal_options::HeadOptions;
 use sepal_plugin::{
     AnswerTokens, BuildError, Head, HeadContext, HeadError, HiddenView, Items, LabelKind, Labels, Logits, Options,
     Phase, Plugin, Prediction, Task, TaskHead, Want,
@@ -42,10 +43,10 @@ impl Plugin<Head> for CausalLm {
         CausalLmConfig::example()
     }
 
-    fn build(_: CausalLmConfig, cx: &mut HeadContext<'_>) -> Result<Box<dyn TaskHead>, BuildError> {
+    fn build(config: CausalLmConfig, cx: &mut HeadContext<'_>) -> Result<Box<dyn TaskHead>, BuildError> {
         let vocabulary: Vec<i64> = (0..cx.embeddings.shape()[0]).collect();
         let output = (cx.lm_rows)(&vocabulary).map_err(BuildError::Other)?;
-        Ok(Box::new(Self { output, task: Task::new(LabelKind::Text, Vec::new()) }))
+        Ok(Box::new(Self { output, task: config.task()? }))
     }
 }
 

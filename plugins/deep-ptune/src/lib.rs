@@ -73,7 +73,7 @@ impl TuningMode for DeepPtune {
 }
 
 fn initial_deep_prompts(config: &DeepPtuneConfig, cx: &TuningContext<'_>) -> Result<Tensor, BuildError> {
-    let shape = [cx.n_blocks as i64, config.pre_seq_len.get() as i64, cx.hidden as i64];
+    let shape = config.deep_prompts(cx.n_blocks, cx.hidden).signed_shape();
     match (&config.deep_init, &config.init) {
         (Some(DeepInit::Adapter(path)), _) => saved_tensor("deep_init", path, DEEP_PROMPTS, &shape, cx),
         (None, PromptInit::Adapter(path)) => saved_tensor("init", path, DEEP_PROMPTS, &shape, cx),

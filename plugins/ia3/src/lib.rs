@@ -21,9 +21,9 @@
 
 use std::path::Path;
 
+use sepal_options::TuningOptions;
 use sepal_plugin::{
-    BuildError, LinearSite, Options, Plugin, SiteRole, Targets, Tunable, TunableName, Tuning, TuningContext,
-    TuningError, TuningMode, saved_tensor,
+    BuildError, Options, Plugin, Tunable, Tuning, TuningContext, TuningError, TuningMode, saved_tensor,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -45,28 +45,17 @@ impl Plugin<Tuning> for Ia3 {
     }
 
     fn build(config: Ia3Config, cx: &mut TuningContext<'_>) -> Result<Box<dyn TuningMode>, BuildError> {
-        let roles = [SiteRole::Key, SiteRole::Value, SiteRole::QueryKeyValue, SiteRole::MlpOutput];
         let mut factors = Vec::new();
-        for site in Targets::select(config.targets.as_ref(), &roles, cx.sites)? {
-            let (name, size) = factors_of(site);
-            let shape = [cx.n_blocks as i64, size as i64];
+        for factor in config.factors(cx.n_blocks, cx.sites)? {
+            let (name, shape) = (factor.name.as_str(), factor.signed_shape());
             let init = match &config.init {
                 Ia3Init::Ones => Tensor::f_ones(shape, (Kind::Float, Device::Cpu))?,
-                Ia3Init::Adapter(path) => saved_tensor("init", path, &name, &shape, cx)?,
+                Ia3Init::Adapter(path) => saved_tensor("init", path, name, &shape, cx)?,
             };
-            let tensor = cx.params.add(name.clone(), &init)?;
-            factors.push((name, tensor));
+            let tensor = cx.params.add(name, &init)?;
+            factors.push((factor.name, tensor));
         }
         Ok(Box::new(Self { factors, config }))
-    }
-}
-
-/// Name and number of the factors of a layer.
-fn factors_of(site: &LinearSite) -> (String, usize) {
-    let name = site.name.clone();
-    match site.role {
-        SiteRole::MlpOutput => (TunableName::ScaleInput(name).to_string(), site.inputs),
-        _ => (TunableName::ScaleOutput(name).to_string(), site.outputs),
     }
 }
 
@@ -84,10 +73,7 @@ impl TuningMode for Ia3 {
     }
 
     fn starts_as(&self) -> Option<&Path> {
-        match &self.config.init {
-            Ia3Init::Adapter(path) => Some(path),
-            Ia3Init::Ones => None,
-        }
+        self.config.adapter()
     }
 }
 
@@ -96,6 +82,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use sepal_nn::Parameters;
+    use sepal_plugin::{LinearSite, SiteRole};
     use sepal_testkit::contract;
     use serde_json::json;
 

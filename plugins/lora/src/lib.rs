@@ -22,9 +22,9 @@
 use std::path::Path;
 
 use sepal_nn::init::{rng, uniform};
+use sepal_options::{LoraFactors, TuningOptions};
 use sepal_plugin::{
-    BuildError, LinearSite, Options, Plugin, SiteRole, Targets, Tunable, TunableName, Tuning, TuningContext,
-    TuningError, TuningMode, saved_tensor,
+    BuildError, Options, Plugin, Tunable, TunableName, Tuning, TuningContext, TuningError, TuningMode, saved_tensor,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -55,37 +55,28 @@ impl Plugin<Tuning> for Lora {
     }
 
     fn build(config: LoraConfig, cx: &mut TuningContext<'_>) -> Result<Box<dyn TuningMode>, BuildError> {
-        let roles = [SiteRole::Query, SiteRole::Value, SiteRole::QueryKeyValue];
-        let sites = Targets::select(config.targets.as_ref(), &roles, cx.sites)?;
-        check_rank(config.r.get(), &sites)?;
-        let n_blocks = n_tuned(config.blocks, cx.n_blocks)?;
-        let factors = sites.into_iter().map(|site| Factors::new(site, n_blocks, &config, cx));
+        let first_block = config.first_block(cx.n_blocks)?;
+        let shapes = config.factors(cx.n_blocks, cx.sites)?;
+        let factors = shapes.into_iter().map(|shape| Factors::new(shape, &config, cx));
         let factors = factors.collect::<Result<Vec<_>, BuildError>>()?;
-        Ok(Box::new(Self { factors, first_block: cx.n_blocks - n_blocks, config }))
+        Ok(Box::new(Self { factors, first_block, config }))
     }
 }
 
 impl Factors {
-    fn new(
-        site: &LinearSite,
-        n_blocks: usize,
-        config: &LoraConfig,
-        cx: &mut TuningContext<'_>,
-    ) -> Result<Self, BuildError> {
-        let name = || site.name.clone();
-        let (name_a, name_b) = (TunableName::LoraA(name()).to_string(), TunableName::LoraB(name()).to_string());
-        let shape = |rows: usize, columns: usize| [n_blocks as i64, rows as i64, columns as i64];
-        let (shape_a, shape_b) = (shape(config.r.get(), site.inputs), shape(site.outputs, config.r.get()));
-        let (a, b) = match &config.init {
+    fn new(shape: LoraFactors, config: &LoraConfig, cx: &mut TuningContext<'_>) -> Result<Self, BuildError> {
+        let LoraFactors { site, inputs, a, b } = shape;
+        let (shape_a, shape_b) = (a.signed_shape(), b.signed_shape());
+        let (initial_a, initial_b) = match &config.init {
             LoraInit::KaimingUniform => (
-                uniform(&shape_a, 1.0 / (site.inputs as f64).sqrt(), &mut rng(cx.seed, &name_a))?,
+                uniform(&shape_a, 1.0 / (inputs as f64).sqrt(), &mut rng(cx.seed, &a.name))?,
                 Tensor::f_zeros(shape_b, (Kind::Float, Device::Cpu))?,
             ),
             LoraInit::Adapter(path) => {
-                (saved_tensor("init", path, &name_a, &shape_a, cx)?, saved_tensor("init", path, &name_b, &shape_b, cx)?)
+                (saved_tensor("init", path, &a.name, &shape_a, cx)?, saved_tensor("init", path, &b.name, &shape_b, cx)?)
             }
         };
-        Ok(Self { site: name(), a: cx.params.add(name_a, &a)?, b: cx.params.add(name_b, &b)? })
+        Ok(Self { site, a: cx.params.add(a.name, &initial_a)?, b: cx.params.add(b.name, &initial_b)? })
     }
 }
 
@@ -114,39 +105,7 @@ impl TuningMode for Lora {
     }
 
     fn starts_as(&self) -> Option<&Path> {
-        match &self.config.init {
-            LoraInit::Adapter(path) => Some(path),
-            LoraInit::KaimingUniform => None,
-        }
-    }
-}
-
-/// Returns an error if the rank exceeds a side of a layer.
-fn check_rank(rank: usize, sites: &[&LinearSite]) -> Result<(), BuildError> {
-    let side = |site: &LinearSite| site.outputs.min(site.inputs);
-    let smallest = sites.iter().min_by_key(|site| side(site));
-    match smallest {
-        Some(site) if side(site) < rank => {
-            let LinearSite { name, outputs, inputs, .. } = site;
-            let message = format!(
-                "rank {rank} is larger than `{name}`, which has {outputs} outputs and {inputs} inputs; use at most {}",
-                side(site)
-            );
-            Err(BuildError::Option { key: "r", message })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Number of tuned blocks of a model with `n_blocks`.
-fn n_tuned(blocks: TunedBlocks, n_blocks: usize) -> Result<usize, BuildError> {
-    match blocks {
-        TunedBlocks::All => Ok(n_blocks),
-        TunedBlocks::Last(last) if last.get() <= n_blocks => Ok(last.get()),
-        TunedBlocks::Last(last) => {
-            let message = format!("the model has {n_blocks} blocks, not {last}");
-            Err(BuildError::Option { key: "blocks", message })
-        }
+        self.config.adapter()
     }
 }
 
@@ -155,6 +114,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use sepal_nn::Parameters;
+    use sepal_plugin::{LinearSite, SiteRole};
     use sepal_testkit::contract;
     use serde_json::json;
 

@@ -18,6 +18,7 @@
 //! ```
 
 use sepal_nn::init::{normal, rng};
+use sepal_options::HeadOptions;
 use sepal_plugin::{
     BuildError, Head, HeadContext, HeadError, HiddenView, Items, LabelKind, Labels, Logits, Options, Phase, Plugin,
     Pooling, Prediction, Task, TaskHead, Want,
@@ -34,9 +35,6 @@ pub struct MultipleChoice {
     task: Task,
 }
 
-/// Name of the parameter in an adapter.
-const SCORE: &str = "score.weight";
-
 /// Standard deviation of the initial weights.
 const STD: f64 = 0.02;
 
@@ -49,12 +47,9 @@ impl Plugin<Head> for MultipleChoice {
     }
 
     fn build(config: MultipleChoiceConfig, cx: &mut HeadContext<'_>) -> Result<Box<dyn TaskHead>, BuildError> {
-        let init = normal(&[1, cx.hidden as i64], STD, &mut rng(cx.seed, SCORE))?;
-        Ok(Box::new(Self {
-            score: cx.params.add(SCORE, &init)?,
-            pooling: config.pooling,
-            task: Task::new(LabelKind::Choice, Vec::new()),
-        }))
+        let score = config.score(cx.hidden);
+        let init = normal(&score.signed_shape(), STD, &mut rng(cx.seed, &score.name))?;
+        Ok(Box::new(Self { score: cx.params.add(score.name, &init)?, pooling: config.pooling, task: config.task()? }))
     }
 }
 

@@ -3,14 +3,11 @@
 use std::path::Path;
 
 use sepal_nn::init::{normal, rng, uniform};
-use sepal_plugin::{BuildError, TuningContext, saved_tensor};
+use sepal_options::{EncoderShape, PTuningConfig};
+use sepal_plugin::{BuildError, TrainedTensor, TuningContext, saved_tensor};
 use tch::{Device, Kind, TchError, Tensor};
 
-/// Beginning of the names of all parameters.
-const PREFIX: &str = "p_tuning.";
-
-/// Number of layers of the LSTM.
-const LSTM_LAYERS: i64 = 2;
+const LSTM_LAYERS: i64 = PTuningConfig::LSTM_LAYERS as i64;
 
 /// Trained inputs, one for each prompt, and the network over them.
 #[derive(Debug)]
@@ -36,7 +33,7 @@ struct Lstm {
 }
 
 /// Source of initial parameters, which are added to the store.
-pub(crate) struct Source<'a, 'c> {
+struct Source<'a, 'c> {
     adapter: Option<&'a Path>,
     cx: &'a mut TuningContext<'c>,
 }
@@ -47,51 +44,41 @@ enum Draw {
     /// N(0, 1).
     Normal,
     /// U(-1 / sqrt(n), 1 / sqrt(n)).
-    Uniform(i64),
+    Uniform(usize),
 }
 
-impl<'a, 'c> Source<'a, 'c> {
-    /// Takes the parameters from `adapter`, or draws them.
-    pub(crate) fn new(adapter: Option<&'a Path>, cx: &'a mut TuningContext<'c>) -> Self {
-        Self { adapter, cx }
-    }
-
-    fn add(&mut self, name: &str, shape: &[i64], draw: Draw) -> Result<Tensor, BuildError> {
-        let name = format!("{PREFIX}{name}");
-        let mut rng = rng(self.cx.seed, &name);
+impl Source<'_, '_> {
+    fn add(&mut self, tensor: &TrainedTensor, draw: Draw) -> Result<Tensor, BuildError> {
+        let (name, shape) = (tensor.name.as_str(), tensor.signed_shape());
+        let mut rng = rng(self.cx.seed, name);
         let init = match (self.adapter, draw) {
-            (Some(path), _) => saved_tensor("init", path, &name, shape, self.cx)?,
-            (None, Draw::Normal) => normal(shape, 1.0, &mut rng)?,
-            (None, Draw::Uniform(n)) => uniform(shape, 1.0 / (n as f64).sqrt(), &mut rng)?,
+            (Some(path), _) => saved_tensor("init", path, name, &shape, self.cx)?,
+            (None, Draw::Normal) => normal(&shape, 1.0, &mut rng)?,
+            (None, Draw::Uniform(n)) => uniform(&shape, 1.0 / (n as f64).sqrt(), &mut rng)?,
         };
         Ok(self.cx.params.add(name, &init)?)
+    }
+
+    fn linear(&mut self, [weight, bias]: &[TrainedTensor; 2]) -> Result<Linear, BuildError> {
+        let draw = Draw::Uniform(weight.shape.last().copied().unwrap_or(1));
+        Ok(Linear { weight: self.add(weight, draw)?, bias: self.add(bias, draw)? })
     }
 }
 
 impl Encoder {
-    /// Adds `pre_seq_len` inputs of `size` values and an MLP of three layers, with `hidden` values between them.
-    pub(crate) fn mlp(
-        source: &mut Source<'_, '_>,
-        pre_seq_len: i64,
-        size: i64,
-        hidden: i64,
+    /// Adds inputs and a network of this shape with `hidden` values, from `adapter` or drawn.
+    pub(crate) fn new(
+        shape: &EncoderShape,
+        hidden: usize,
+        adapter: Option<&Path>,
+        cx: &mut TuningContext<'_>,
     ) -> Result<Self, BuildError> {
-        let inputs = source.add("embedding.weight", &[pre_seq_len, size], Draw::Normal)?;
-        let mlp = linears(source, &[size, hidden, hidden, size])?;
-        Ok(Self { inputs, lstm: None, mlp })
-    }
-
-    /// Adds `pre_seq_len` inputs of `size` values, a bidirectional LSTM with `hidden` values for each direction, and an
-    /// MLP of two layers.
-    pub(crate) fn lstm(
-        source: &mut Source<'_, '_>,
-        pre_seq_len: i64,
-        size: i64,
-        hidden: i64,
-    ) -> Result<Self, BuildError> {
-        let inputs = source.add("embedding.weight", &[pre_seq_len, size], Draw::Normal)?;
-        let lstm = Some(Lstm::new(source, size, hidden)?);
-        let mlp = linears(source, &[2 * hidden, 2 * hidden, size])?;
+        let mut source = Source { adapter, cx };
+        let inputs = source.add(&shape.inputs, Draw::Normal)?;
+        let params = shape.lstm.iter().map(|tensor| source.add(tensor, Draw::Uniform(hidden)));
+        let params = params.collect::<Result<Vec<_>, BuildError>>()?;
+        let lstm = (!params.is_empty()).then_some(Lstm { params, hidden: hidden as i64 });
+        let mlp = shape.mlp.iter().map(|layer| source.linear(layer)).collect::<Result<_, BuildError>>()?;
         Ok(Self { inputs, lstm, mlp })
     }
 
@@ -111,40 +98,7 @@ impl Encoder {
     }
 }
 
-/// Adds the linear layers between these sizes. Activations between them count in their names, as in `nn.Sequential`.
-fn linears(source: &mut Source<'_, '_>, sizes: &[i64]) -> Result<Vec<Linear>, BuildError> {
-    let mut layers = Vec::new();
-    for (i, pair) in sizes.windows(2).enumerate() {
-        let (inputs, outputs) = (pair[0], pair[1]);
-        let name = format!("mlp_head.{}", 2 * i);
-        layers.push(Linear {
-            weight: source.add(&format!("{name}.weight"), &[outputs, inputs], Draw::Uniform(inputs))?,
-            bias: source.add(&format!("{name}.bias"), &[outputs], Draw::Uniform(inputs))?,
-        });
-    }
-    Ok(layers)
-}
-
 impl Lstm {
-    fn new(source: &mut Source<'_, '_>, size: i64, hidden: i64) -> Result<Self, BuildError> {
-        let (mut params, gates) = (Vec::new(), 4 * hidden);
-        for layer in 0..LSTM_LAYERS {
-            let inputs = if layer == 0 { size } else { 2 * hidden };
-            for direction in ["", "_reverse"] {
-                for (part, shape) in [
-                    ("weight_ih", &[gates, inputs][..]),
-                    ("weight_hh", &[gates, hidden]),
-                    ("bias_ih", &[gates]),
-                    ("bias_hh", &[gates]),
-                ] {
-                    let name = format!("lstm_head.{part}_l{layer}{direction}");
-                    params.push(source.add(&name, shape, Draw::Uniform(hidden))?);
-                }
-            }
-        }
-        Ok(Self { params, hidden })
-    }
-
     /// Returns the outputs of both directions for `inputs [pre_seq_len, size]`: `[pre_seq_len, 2 * hidden]`.
     fn forward(&self, inputs: &Tensor) -> Result<Tensor, TchError> {
         let zeros = Tensor::f_zeros([2 * LSTM_LAYERS, 1, self.hidden], (Kind::Float, Device::Cpu))?;

@@ -20,7 +20,6 @@
 
 mod encoder;
 
-use std::num::NonZeroUsize;
 use std::path::Path;
 
 use sepal_plugin::{BuildError, Options, Plugin, Tunable, Tuning, TuningContext, TuningError, TuningMode};
@@ -28,7 +27,7 @@ use tch::Tensor;
 
 pub use sepal_options::{EncoderKind, PTuningConfig, PTuningInit};
 
-use crate::encoder::{Encoder, Source};
+use crate::encoder::Encoder;
 
 /// Soft prompts from a prompt encoder.
 #[derive(Debug)]
@@ -46,13 +45,8 @@ impl Plugin<Tuning> for PTuning {
     }
 
     fn build(config: PTuningConfig, cx: &mut TuningContext<'_>) -> Result<Box<dyn TuningMode>, BuildError> {
-        let hidden = config.hidden.map_or(cx.hidden, NonZeroUsize::get) as i64;
-        let (pre_seq_len, size) = (config.pre_seq_len.get() as i64, cx.hidden as i64);
-        let mut source = Source::new(config.init.adapter(), cx);
-        let encoder = match config.encoder {
-            EncoderKind::Mlp => Encoder::mlp(&mut source, pre_seq_len, size, hidden)?,
-            EncoderKind::Lstm => Encoder::lstm(&mut source, pre_seq_len, size, hidden)?,
-        };
+        let hidden = config.encoder_hidden(cx.hidden);
+        let encoder = Encoder::new(&config.encoder_shape(cx.hidden), hidden, config.init.adapter(), cx)?;
         Ok(Box::new(Self { encoder, config }))
     }
 }

@@ -20,6 +20,7 @@ use std::path::Path;
 
 use sepal_core::PREFIX_KEYS_VALUES;
 use sepal_nn::init::{normal, rng};
+use sepal_options::TuningOptions;
 use sepal_plugin::{
     BuildError, Options, Plugin, Tunable, Tuning, TuningContext, TuningError, TuningMode, saved_tensor,
 };
@@ -46,9 +47,9 @@ impl Plugin<Tuning> for PrefixKv {
 
     fn build(config: PrefixKvConfig, cx: &mut TuningContext<'_>) -> Result<Box<dyn TuningMode>, BuildError> {
         let pre_seq_len = config.pre_seq_len.get() as i64;
-        let shape = [cx.n_blocks as i64, pre_seq_len, 2 * cx.kv_size as i64];
+        let shape = config.keys_values(cx.n_blocks, cx.kv_size).signed_shape();
         let init = match &config.init {
-            PrefixInit::Zero => Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?,
+            PrefixInit::Zero => Tensor::f_zeros(shape.as_slice(), (Kind::Float, Device::Cpu))?,
             PrefixInit::Normal => normal(&shape, cx.initializer_range, &mut rng(cx.seed, PREFIX_KEYS_VALUES))?,
             PrefixInit::Adapter(path) => saved_tensor("init", path, PREFIX_KEYS_VALUES, &shape, cx)?,
         };
@@ -71,10 +72,7 @@ impl TuningMode for PrefixKv {
     }
 
     fn starts_as(&self) -> Option<&Path> {
-        match &self.config.init {
-            PrefixInit::Adapter(path) => Some(path),
-            PrefixInit::Zero | PrefixInit::Normal => None,
-        }
+        self.config.adapter()
     }
 }
 

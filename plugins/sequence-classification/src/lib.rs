@@ -17,9 +17,10 @@
 //! ```
 
 use sepal_nn::init::{normal, rng};
+use sepal_options::HeadOptions;
 use sepal_plugin::{
     BuildError, Head, HeadContext, HeadError, HiddenView, LabelKind, Labels, Logits, OptionProblem, Options, Phase,
-    Plugin, Pooling, Prediction, Task, TaskHead, Want, label_tensor, label_words,
+    Plugin, Pooling, Prediction, Task, TaskHead, TrainedTensor, Want, label_tensor,
 };
 use tch::{Device, Kind, Reduction, Tensor};
 
@@ -36,7 +37,6 @@ pub struct SequenceClassification {
     is_balanced: bool,
 }
 
-const SCORE: &str = "score.weight";
 /// Standard deviation of the initial weights.
 const STD: f64 = 0.02;
 
@@ -53,20 +53,15 @@ impl Plugin<Head> for SequenceClassification {
     }
 
     fn build(config: SequenceClassificationConfig, cx: &mut HeadContext<'_>) -> Result<Box<dyn TaskHead>, BuildError> {
-        let kind = match (config.multi_label, config.labels.len()) {
-            (_, 0) => return Err(BuildError::Option { key: "labels", message: "expected at least one".to_owned() }),
-            (true, _) => LabelKind::Multi,
-            (false, 1) => LabelKind::Value,
-            (false, _) => LabelKind::Class,
-        };
-        let init = initial_weights(&config, cx)?;
+        let (task, score) = (config.task()?, config.score(cx.hidden));
+        let init = initial_weights(&config, &score, cx)?;
         let weights = match &config.class_weights {
             Some(ClassWeights::Each(weights)) => Some(Tensor::f_from_slice(weights)?.f_to_kind(Kind::Float)?),
             _ => None,
         };
         Ok(Box::new(Self {
-            score: cx.params.add(SCORE, &init)?,
-            task: Task::new(kind, config.labels),
+            score: cx.params.add(score.name, &init)?,
+            task,
             pooling: config.pooling,
             label_smoothing: config.label_smoothing,
             weights,
@@ -141,17 +136,16 @@ impl TaskHead for SequenceClassification {
 }
 
 /// Initial weights `[n_labels, hidden]`.
-fn initial_weights(config: &SequenceClassificationConfig, cx: &HeadContext<'_>) -> Result<Tensor, BuildError> {
-    let size = [config.labels.len() as i64, cx.hidden as i64];
+fn initial_weights(
+    config: &SequenceClassificationConfig,
+    score: &TrainedTensor,
+    cx: &HeadContext<'_>,
+) -> Result<Tensor, BuildError> {
+    let size = score.signed_shape();
     match config.init {
-        HeadInit::Random => Ok(normal(&size, STD, &mut rng(cx.seed, SCORE))?),
+        HeadInit::Random => Ok(normal(&size, STD, &mut rng(cx.seed, &score.name))?),
         HeadInit::LabelWords if cx.is_restored => Ok(Tensor::f_zeros(size, (Kind::Float, Device::Cpu))?),
-        HeadInit::LabelWords => {
-            let words = config.label_words.as_ref().unwrap_or(&config.labels);
-            let words: Vec<Vec<&String>> = words.iter().map(|word| vec![word]).collect();
-            let ids = label_words("label_words", &config.labels, &words, cx.tokenize)?.concat();
-            (cx.lm_rows)(&ids).map_err(BuildError::Other)
-        }
+        HeadInit::LabelWords => (cx.lm_rows)(&config.tokens(cx.tokenize)?).map_err(BuildError::Other),
     }
 }
 

@@ -21,6 +21,7 @@
 //! ```
 
 use sepal_nn::init::{normal, rng};
+use sepal_options::HeadOptions;
 use sepal_plugin::{
     BuildError, Head, HeadContext, HeadError, HiddenView, Items, LabelKind, Labels, Logits, OptionProblem, Options,
     Phase, Plugin, Prediction, Task, TaskHead, Want, label_tensor,
@@ -40,10 +41,6 @@ pub struct TokenClassification {
     outside: i64,
 }
 
-/// Names of the parameters in an adapter.
-const WEIGHT: &str = "score.weight";
-const BIAS: &str = "score.bias";
-
 /// Standard deviation of the initial weights.
 const STD: f64 = 0.02;
 
@@ -60,16 +57,16 @@ impl Plugin<Head> for TokenClassification {
     }
 
     fn build(config: TokenClassificationConfig, cx: &mut HeadContext<'_>) -> Result<Box<dyn TaskHead>, BuildError> {
-        let n_labels = config.labels.len() as i64;
-        let weight = normal(&[n_labels, cx.hidden as i64], STD, &mut rng(cx.seed, WEIGHT))?;
-        let bias = Tensor::f_zeros([n_labels], (Kind::Float, Device::Cpu))?;
+        let (weight, bias) = (config.weight(cx.hidden), config.bias());
+        let initial_weight = normal(&weight.signed_shape(), STD, &mut rng(cx.seed, &weight.name))?;
+        let initial_bias = Tensor::f_zeros(bias.signed_shape(), (Kind::Float, Device::Cpu))?;
         let outside = config.labels.iter().position(|label| label == TokenClassificationConfig::OUTSIDE);
         let missing = || BuildError::Option { key: "labels", message: "expected the tag `O` among them".to_owned() };
         Ok(Box::new(Self {
-            weight: cx.params.add(WEIGHT, &weight)?,
-            bias: cx.params.add(BIAS, &bias)?,
+            weight: cx.params.add(weight.name, &initial_weight)?,
+            bias: cx.params.add(bias.name, &initial_bias)?,
             outside: outside.ok_or_else(missing)? as i64,
-            task: Task::new(LabelKind::Tags, config.labels),
+            task: config.task()?,
         }))
     }
 }
@@ -171,7 +168,7 @@ mod tests {
         let labels = ["O", "B-X", "I-X"].map(str::to_owned).to_vec();
         let head = TokenClassification::build(TokenClassificationConfig { labels }, &mut cx).expect("built");
         let numbers = Tensor::from_slice(weight).view([3, 1]);
-        let mut score = params.get(WEIGHT).expect("added").shallow_clone();
+        let mut score = params.get("score.weight").expect("added").shallow_clone();
         tch::no_grad(|| score.copy_(&numbers));
         head
     }

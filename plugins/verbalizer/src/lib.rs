@@ -21,9 +21,10 @@
 
 use std::cell::RefCell;
 
+use sepal_options::HeadOptions;
 use sepal_plugin::{
-    BuildError, Head, HeadContext, HeadError, HiddenView, LabelKind, Labels, Logits, OptionProblem, Options, Phase,
-    Plugin, Prediction, Task, TaskHead, class_tensor, label_words,
+    BuildError, Head, HeadContext, HeadError, HiddenView, Labels, Logits, OptionProblem, Options, Phase, Plugin,
+    Prediction, Task, TaskHead, class_tensor,
 };
 use tch::{Kind, Reduction, Tensor};
 
@@ -55,14 +56,12 @@ impl Plugin<Head> for Verbalizer {
     }
 
     fn build(config: VerbalizerConfig, cx: &mut HeadContext<'_>) -> Result<Box<dyn TaskHead>, BuildError> {
-        let words_of = |label: &String| config.words.get(label).cloned().unwrap_or_else(|| vec![label.clone()]);
-        let words: Vec<Vec<String>> = config.labels.iter().map(words_of).collect();
-        let ids = label_words("words", &config.labels, &words, cx.tokenize)?;
+        let ids = config.tokens(cx.tokenize)?;
         Ok(Box::new(Self {
             words: (cx.lm_rows)(&ids.concat()).map_err(BuildError::Other)?,
             n_words: ids.iter().map(|ids| ids.len() as i64).collect(),
             aggregate: config.aggregate,
-            task: Task::new(LabelKind::Class, config.labels),
+            task: config.task()?,
             calibration_texts: config.calibrate,
             prior: RefCell::new(None),
         }))

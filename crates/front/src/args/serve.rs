@@ -222,10 +222,11 @@ pub struct GrantArgs {
 
 #[derive(Debug, ClapArgs)]
 pub struct RevokeArgs {
-    /// File of the servers' secret, which is changed; copy it to all servers, which use it at once
+    /// File of the servers' secret, which is changed; copy it to all servers, which use it within a second
     #[arg(long, value_name = "FILE", required_unless_present = "ticket", conflicts_with = "ticket")]
     pub secret_file: Option<PathBuf>,
-    /// File of the servers' ticket, which is changed; restart all servers with it (--join)
+    /// File of the servers' ticket, which is changed; copy it to all servers, which accept both epochs for ten minutes. After a
+    /// second revocation, tickets from before the first end at once
     #[arg(long, value_name = "FILE")]
     pub ticket: Option<PathBuf>,
 }

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use sepal_core::in_one_line;
 
-use crate::{BuildError, Tokenize};
+use crate::{OptionError, Tokenize};
 
 /// Text before a word where the tokenizer shows how the word continues a text.
 const ANCHOR: &str = "a";
@@ -53,14 +53,14 @@ fn continuation(encode: &dyn Fn(&str) -> Result<Vec<i64>, WordError>, word: &str
 /// Returns the tokens of the words of each label, `[labels][words]`. Errors name the option `key`.
 ///
 /// # Errors
-/// [`BuildError::Option`] with each word that is not one token, and with words that two labels share.
+/// [`OptionError`] with each word that is not one token, and with words that two labels share.
 pub fn label_words<W: AsRef<str>>(
     key: &'static str,
     labels: &[String],
     words: &[Vec<W>],
     tokenize: &Tokenize<'_>,
-) -> Result<Vec<Vec<i64>>, BuildError> {
-    let refused = |message: String| Err(BuildError::Option { key, message });
+) -> Result<Vec<Vec<i64>>, OptionError> {
+    let refused = |message: String| Err(OptionError { key, message });
     let (mut tokens, mut problems) = (Vec::with_capacity(labels.len()), Vec::new());
     for (label, words) in labels.iter().zip(words) {
         let mut of_label = Vec::with_capacity(words.len());

@@ -1,7 +1,7 @@
 //! `sepal push`: uploads of an export to the hub.
 
 use sepal_assets::{Assets, PushOptions, Source};
-use sepal_peft::PublishError;
+use sepal_track::export::{PublishError, check_publishable};
 
 use crate::args::PushArgs;
 use crate::downloads::Downloads;
@@ -11,7 +11,7 @@ pub(crate) fn push(args: &PushArgs) -> Result<(), Failure> {
     let Source::Hub(to) = &args.to else {
         return Err(format!("push to {}: it is not a repository of the hub; use hub:OWNER/NAME", args.to).into());
     };
-    let publishable = sepal_peft::check_publishable(&args.folder).map_err(publish_failure)?;
+    let publishable = check_publishable(&args.folder).map_err(publish_failure)?;
     for notice in &publishable.notices {
         print_progress(&format!("note: {notice}"));
     }
