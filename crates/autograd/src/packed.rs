@@ -61,8 +61,7 @@ fn widen_into(out: &Tensor, rows: &Tensor, encoding: RowEncoding, columns: Colum
 
 /// True if [`widen`] supports an encoding on a device.
 pub fn is_supported(encoding: RowEncoding, device: Device) -> bool {
-    let is_portable = matches!(encoding, RowEncoding::F16 | RowEncoding::Bf16 | RowEncoding::Int8 | RowEncoding::Nf4);
-    is_portable || (device == Device::Cpu && code(encoding).is_some())
+    encoding.is_for_every_device() || (device == Device::Cpu && code(encoding).is_some())
 }
 
 /// Index of the kernel in packed.cpp; `None` for an encoding without one.
