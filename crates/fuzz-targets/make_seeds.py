@@ -97,6 +97,8 @@ def models():
     write("crashes/gguf/blocks.gguf", gguf(llama_keys(llama__block_count=(U32, 1 << 24)), [EMBEDDINGS]))
     write("crashes/gguf/embeddings-without-width.gguf",
           gguf(llama_keys(), [("token_embd.weight", [0, 1 << 40], b"")]))
+    tokens = ["<unk>", "<s>", "</s>", "\u2581a", "a", "a" * 1_000]
+    write("crashes/gguf/token-length.gguf", gguf(llama_keys(tokenizer__ggml__tokens=(STRING, tokens)), [EMBEDDINGS]))
     tensor = {"dtype": "F32", "shape": [3, 4], "data_offsets": [0, 48]}
     write("seeds/safetensors/header.json", {"model.embed_tokens.weight": tensor})
     packed = {"dtype": "I32", "shape": [0, 4], "data_offsets": [0, 0]}
@@ -160,6 +162,8 @@ def tokenizers():
     huge = base64.b64encode(struct.pack("<II", 0xFFFF_FFFF, 0)).decode()
     far = base64.b64encode(struct.pack("<II", 4, 0xFFFF_FFFF) + b"a\0").decode()
     doubled = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    endless = {"type": "Split", "pattern": {"Regex": "(?=a)" * 7_000}, "behavior": "Isolated", "invert": False}
+    prepended = {"type": "Prepend", "prepend": "x" * 60}
     for name, definition in {
         "id": tokenizer(model={**words, "vocab": {"[UNK]": 0, "a": 1 << 31, "film": (1 << 32) - 1}}),
         "added-id": tokenizer(model=words, added_tokens=[{**special, "id": (1 << 32) - 1}]),
@@ -178,6 +182,14 @@ def tokenizers():
         "byte-fallback": tokenizer(model={**pieces, "byte_fallback": True}),
         "strip": tokenizer(model=parts, decoder={"type": "Sequence", "decoders": [
             {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 9, "stop": 9}]}),
+        "regex-growth": tokenizer(model=words, normalizer={"type": "Sequence", "normalizers": [
+            {"type": "Replace", "pattern": {"Regex": "x?"}, "content": "a"}] * 24}),
+        "regex-length": tokenizer(model=words, pre_tokenizer=endless),
+        "piece-length": tokenizer(model={**pieces, "vocab": [["<unk>", 0.0], ["a" * 1_000, -1.0]]}),
+        "prepend": tokenizer(model=words, normalizer={"type": "Sequence", "normalizers": [prepended] * 300}),
+        "byte-levels": tokenizer(model=words, pre_tokenizer={"type": "Sequence", "pretokenizers": [byte_level] * 34}),
+        "affix": tokenizer(model={**parts, "continuing_subword_prefix": "#" * 1_000,
+                                  "max_input_chars_per_word": 1 << 63}),
     }.items():
         write(f"crashes/tokenizer/{name}.json", definition)
     write("seeds/tokenizer-config/llama.json", {
@@ -192,6 +204,7 @@ def others():
     write("seeds/announcements/record.json", record)
     write("crashes/announcements/blocks.json", {**record, "n_blocks": 4_000_000_000, "span": "0:4000000000"})
     write("crashes/announcements/span.json", {**record, "span": "0:18446744073709551615"})
+    write("crashes/csv/columns.csv", b"text" + b"," * 17_000 + b"\nx" + b"," * 17_000 + b"\n")
     write("crashes/messages/blocks", bytes([0]) + server_info(4_000_000_000, 576))
     write("crashes/messages/hidden", bytes([0]) + server_info(30, 0))
 

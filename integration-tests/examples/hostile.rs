@@ -16,7 +16,7 @@ use sepal_integration_tests::liar::{Lie, LyingProxy};
 /// Name of an attack, the names of its numbers with their defaults, and its start.
 type Entry = (&'static str, &'static [(&'static str, usize)], fn(&str, &[usize]) -> Attack);
 
-const ATTACKS: [Entry; 23] = [
+const ATTACKS: [Entry; 28] = [
     ("one-row", &[("tokens", 16_384)], |addr, n| hostile::one_row(addr, n[0])),
     ("abandoned-row", &[("times", 4), ("tokens", 16_384)], |addr, n| hostile::abandoned_row(addr, n[0], n[1])),
     ("uploads", &[("times", 40), ("megabytes", 64)], |addr, n| hostile::uploads(addr, n[0], n[1])),
@@ -29,6 +29,10 @@ const ATTACKS: [Entry; 23] = [
     ("prefixes", &[("times", 20), ("positions", 4096)], |addr, n| hostile::cached_prefixes(addr, n[0], n[1])),
     ("waiting-forwards", &[("times", 20_000)], |addr, n| hostile::waiting_forwards(addr, n[0])),
     ("queued-calls", &[("times", 900), ("positions", 16_000)], |addr, n| hostile::queued_calls(addr, n[0], n[1])),
+    ("crowded-calls", &[("connections", 6), ("times", 256)], |addr, n| hostile::crowded_calls(addr, n[0], n[1])),
+    ("long-addresses", &[("times", 100), ("bytes", 4_000_000)], |addr, n| hostile::long_addresses(addr, n[0], n[1])),
+    ("small-calls", &[("times", 100_000)], |addr, n| hostile::small_calls(addr, n[0])),
+    ("slow-relays", &[("times", 200)], |addr, n| hostile::slow_relays(addr, n[0])),
     ("cancelled-calls", &[("times", 100), ("positions", 4096)], |addr, n| hostile::cancelled_calls(addr, n[0], n[1])),
     ("describe-flood", &[("times", 50_000)], |addr, n| hostile::describe_flood(addr, n[0])),
     ("broken-promises", &[("times", 2000)], |addr, n| hostile::broken_promises(addr, n[0])),
@@ -44,6 +48,7 @@ const ATTACKS: [Entry; 23] = [
     }),
     ("mutated-frames", &[("frames", 10_000), ("seed", 1)], |addr, n| hostile::mutated_frames(addr, n[0], n[1] as u64)),
     ("unread-http", &[("connections", 100)], |addr, n| hostile::unread_http(addr, n[0], "/metrics")),
+    ("many-requests", &[("clients", 200), ("times", 50)], |addr, n| hostile::many_requests(addr, n[0], n[1])),
     ("bad-http", &[("requests", 500), ("seed", 1)], |addr, n| hostile::bad_http(addr, n[0], n[1] as u64)),
 ];
 

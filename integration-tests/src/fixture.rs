@@ -36,8 +36,15 @@ impl Fixture {
     }
 
     pub fn sepal(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(binary());
-        command.current_dir(self.folder.path()).args(args);
+        let mut command = self.command(&binary());
+        command.args(args);
+        command
+    }
+
+    /// A program in the folder, with a cache of its own.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.folder.path());
         command.env("SEPAL_CACHE", self.path("cache")).env("HF_HUB_CACHE", self.path("hub")).env("HF_HUB_OFFLINE", "1");
         command
     }

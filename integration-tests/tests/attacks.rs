@@ -129,6 +129,12 @@ fn calls_of_hostile_clients_stay_within_the_memory_of_the_server() {
     defence.check("rows of dead callers", &hostile::abandoned_row(addr, 4, 16_384));
     let answers = defence.check("forwards that wait", &hostile::waiting_forwards(addr, 10_000));
     assert_no_result("forwards that wait", &answers);
+    let answers = defence.check("calls of many connections", &hostile::crowded_calls(addr, 6, 256));
+    assert!(answers.refused() > 0, "1536 calls are more than all connections may have: {answers}");
+    let answers = defence.check("long addresses", &hostile::long_addresses(addr, 40, 3_000_000));
+    assert_no_result("long addresses", &answers);
+    let answers = defence.check("small calls", &hostile::small_calls(addr, 3000));
+    assert_eq!(answers.count(OK), 3000, "small calls are slower, not refused: {answers}");
     // Their connection waits until earlier calls have freed its memory.
     defence.check("queued calls", &hostile::queued_calls(addr, 300, 16_000));
     defence.check("cancelled calls", &hostile::cancelled_calls(addr, 50, 4096));
@@ -139,6 +145,8 @@ fn calls_of_hostile_clients_stay_within_the_memory_of_the_server() {
     let ports = (1100..1300).map(|port| format!("127.0.0.3:{port}")).chain(["unix:/nowhere".to_owned()]);
     let answers = defence.check("relays to closed ports", &hostile::relays_to(addr, ports.collect()));
     assert_no_result("relays to closed ports", &answers);
+    let answers = defence.check("slow relays", &hostile::slow_relays(addr, 200));
+    assert_no_result("slow relays", &answers);
     defence.check("descriptions", &hostile::describe_flood(addr, 20_000));
     defence.check("unread answers", &hostile::unread_answers(addr, 150, 16_000));
     defence.check("slow reads", &hostile::slow_reads(addr, 150, 16_000));
@@ -181,7 +189,9 @@ fn connections_of_hostile_clients_leave_room_for_honest_ones() {
 fn hostile_http_clients_leave_room_for_honest_requests() {
     let fixture = Fixture::new("llama-gqa");
     let run = fixture.run(&["train.max_steps=2"]);
-    let task = Task::start(&fixture, &run, &["--max-connections", &MAX_CONNECTIONS.to_string()]);
+    // Fewer requests than connections, so that one client can have all of them in progress.
+    let connections = MAX_CONNECTIONS.to_string();
+    let task = Task::start(&fixture, &run, &["--max-connections", &connections, "--max-requests", "8"]);
     task.until("ready");
     // The last digits depend on the rows that are computed together, here those of valid requests of an attack.
     let ask = || {
@@ -193,12 +203,13 @@ fn hostile_http_clients_leave_room_for_honest_requests() {
     let expected = ask();
     assert_eq!((expected.0, expected.1.as_ref().map(Vec::len)), (200, Some(2)));
     let many = 3 * MAX_CONNECTIONS;
-    let attacks: [Start<'_>; 5] = [
+    let attacks: [Start<'_>; 6] = [
         ("silent connections", &|| hostile::silent_connections(&task.addr, many)),
         ("dripping headers", &|| hostile::dripping_connections(&task.addr, many, Drip::HttpHeaders)),
         ("dripping bodies", &|| hostile::dripping_connections(&task.addr, many, Drip::HttpBody)),
         ("unread answers", &|| hostile::unread_http(&task.addr, MAX_CONNECTIONS, "/openapi.json")),
         ("bad requests", &|| hostile::bad_http(&task.addr, 100, 5)),
+        ("many requests", &|| hostile::many_requests(&task.addr, 40, 50)),
     ];
     for (name, start) in attacks {
         let attack = start();

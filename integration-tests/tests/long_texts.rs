@@ -86,6 +86,18 @@ fn texts_in_windows_are_counted_once_and_served_as_predicted() {
 }
 
 #[test]
+fn served_text_of_too_many_windows_is_refused() {
+    let (fixture, run) = trained("mean");
+    let task = Task::start(&fixture, &run, &["--set", "data.long_texts.windows.max_windows=20"]);
+    task.until("ready");
+    let endless = [LONG; 10].join(" ");
+    let (status, answer) = task.ask(&json!({ "texts": ["warm", endless] }), "");
+    assert_eq!(status, 422, "{answer}");
+    assert!(answer["detail"].as_str().is_some_and(|detail| detail.contains("at most 20 are computed")), "{answer}");
+    assert_eq!(task.ask(&json!({ "texts": ["warm", LONG] }), "").0, 200);
+}
+
+#[test]
 fn windows_that_cannot_be_made_are_refused() {
     let fixture = Fixture::new("llama-gqa");
     let text = fixture.failure(&["data.long_texts={windows: {stride: 16}}"]);
@@ -96,6 +108,10 @@ fn windows_that_cannot_be_made_are_refused() {
     let narrow = ["data.max_length=4", "data.long_texts={windows: {stride: 3}}", "data.template=a {text} was"];
     let text = fixture.failure(&narrow);
     assert!(text.contains("share 3 tokens") && text.contains("room for 2 tokens"), "{text}");
+    let few = ["data.max_length=4", "data.long_texts={windows: {stride: 1, max_windows: 2}}"];
+    fs::write(fixture.path("validation.csv"), format!("sentence,label\n{LONG},1\n")).expect("written");
+    let text = fixture.failure(&few);
+    assert!(text.contains("at most 2 are made") && text.contains("`data.long_texts.windows.max_windows`"), "{text}");
     let pipeline = fs::read_to_string(fixture.path("pipeline.yaml")).expect("a pipeline file");
     let task = "task: { use: sequence-classification, with: { labels: [bad, good] } }";
     assert!(pipeline.contains(task), "{pipeline}");

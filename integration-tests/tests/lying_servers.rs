@@ -158,6 +158,17 @@ fn check_detection(is_included: impl Fn(Lie) -> bool) {
     }
 }
 
+#[test]
+fn gradients_of_unusual_size_are_checked_without_being_chosen() {
+    let swarm = Swarm::new(2);
+    let expected = swarm.expected(&LONG);
+    let liar = swarm.lying(Lie::GradsLarge, TRUTHS);
+    let (run, messages) = swarm.train_beside(&liar, "0.000001", &LONG);
+    assert_quarantined(&liar, &messages);
+    // Its first wrong gradients are found, so none of them was applied.
+    assert!(trained(&run) == expected, "the results differ; {messages}");
+}
+
 fn assert_quarantined(liar: &LyingProxy, messages: &str) {
     let names = |line: &str| line.contains(QUARANTINED) && line.contains(&liar.addr);
     assert!(messages.lines().any(names), "{liar:?} is not named: {} lies; {messages}", liar.lies());

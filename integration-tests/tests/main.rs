@@ -33,6 +33,7 @@ mod prefix_cache;
 mod pytorch_parity;
 mod relay;
 mod resume;
+mod revocation;
 mod secured;
 mod serve_task;
 mod server_processes;

@@ -225,6 +225,23 @@ fn runs_are_loaded_and_unloaded_under_traffic() {
 }
 
 #[test]
+fn model_that_would_take_the_last_memory_is_not_loaded() {
+    let fixture = Fixture::new("llama-gqa");
+    let run = fixture.run(&["train.max_steps=2"]);
+    fs::write(fixture.path("admin"), "fedcba9876543210\n").expect("written");
+    let args = ["serve-task", folder(&run), "--admin-token", "admin", "--runs-root", "runs"];
+    let task = Task::start_command(fixture.sepal(&args).env("SEPAL_FREE_MB", "100"));
+    task.until("ready");
+    let name = run.folder.file_name().expect("a name").to_str().expect("text");
+    let (status, problem) =
+        task.send("POST", "/v1/models", ADMIN, &json!({ "name": "other", "run": name }).to_string());
+    let detail = problem["detail"].as_str().expect("a detail");
+    assert!(status == 422 && detail.contains("100 MB of memory are free"), "{detail}");
+    assert_eq!(task.ask(&json!({ "text": "a film" }), "").0, 200);
+    task.stop();
+}
+
+#[test]
 fn limits_of_one_model_are_enforced() {
     let fixture = Fixture::new("llama-gqa");
     let run = fixture.run(&["train.max_steps=2"]);

@@ -1,10 +1,11 @@
 //! `sepal render` and `sepal plan`: origins of values, and the estimate of a run.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::Stdio;
 
-use sepal_integration_tests::fixture::{Fixture, json, signal, static_swarm, stdout};
+use sepal_integration_tests::fixture::{Fixture, binary, json, signal, static_swarm, stdout};
 
 #[test]
 fn render_names_origins_and_keeps_the_pipeline() {
@@ -87,6 +88,84 @@ fn plan_without_a_probe_connects_to_no_server() {
     let sets = ["swarm.use=static", "swarm.with.servers=[\"127.0.0.1:1\"]"];
     let text = stdout(fixture.sepal(&["plan", "pipeline.yaml", "--probe-steps", "0", "--set", sets[0], sets[1]]));
     assert!(text.contains("nothing was measured") && text.contains("if one server has all blocks"), "{text}");
+}
+
+#[test]
+fn plan_counted_from_options_is_that_of_the_built_tensors() {
+    let fixture = Fixture::new("llama-gqa");
+    for tuning in [
+        "{ use: deep-ptune, with: { pre_seq_len: 4 } }",
+        "{ use: prefix-kv, with: { pre_seq_len: 4 } }",
+        "{ use: p-tuning, with: { pre_seq_len: 4, encoder: lstm } }",
+        "[{ use: ptune, with: { pre_seq_len: 3 } }, { use: lora, with: { r: 2, blocks: { last: 2 } } }, { use: ia3 }]",
+    ] {
+        let setting = format!("tuning={tuning}");
+        let plan = |steps: &str| {
+            let args = ["plan", "pipeline.yaml", "--json", "--probe-steps", steps, "--set", &setting];
+            json(&stdout(fixture.sepal(&args)))
+        };
+        let (counted, built) = (plan("0"), plan("1"));
+        for part in ["name", "model", "trainable", "data", "steps"] {
+            assert_eq!(counted[part], built[part], "{part} with {tuning}");
+        }
+        for part in ["estimated_adapter_bytes", "estimated_checkpoint_bytes"] {
+            assert_eq!(counted["disk"][part], built["disk"][part], "{part} with {tuning}");
+        }
+        assert!(counted["time"].is_null() && !built["time"].is_null());
+    }
+}
+
+#[test]
+fn plan_without_a_probe_needs_no_engine() {
+    let fixture = Fixture::new("llama-gqa");
+    let (built, installed) = (binary(), fixture.path("installed"));
+    fs::create_dir(&installed).expect("a folder");
+    fs::hard_link(&built, installed.join("sepal"))
+        .or_else(|_| fs::copy(&built, installed.join("sepal")).map(drop))
+        .expect("a copy");
+    let plan = |program: &Path, sets: &[&str]| {
+        let mut command = fixture.command(program);
+        command.args(["plan", "pipeline.yaml", "--probe-steps", "0", "--set", "name=demo"]).args(sets);
+        command.output().expect("it runs")
+    };
+    let engine = built.with_file_name("sepal-engine");
+    for sets in [&[][..], &["tuning={ use: lora, with: { r: 2 } }"], &["tuning={ use: lora, with: { r: 2000 } }"]] {
+        let (front, engine) = (plan(&installed.join("sepal"), sets), plan(&engine, sets));
+        let text = |bytes: &[u8]| without_free_space(&String::from_utf8_lossy(bytes));
+        assert_eq!(text(&front.stdout), text(&engine.stdout), "{sets:?}");
+        assert_eq!(text(&front.stderr), text(&engine.stderr), "{sets:?}");
+        assert_eq!(front.status.code(), engine.status.code(), "{sets:?}");
+    }
+    let refused = plan(&installed.join("sepal"), &["tuning={ use: lora, with: { r: 2000 } }"]);
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(message.contains("failed to build `tuning`") && message.contains("rank 2000 is larger than"), "{message}");
+    // The values of an adapter are read where tensors are.
+    let adapter = ["tuning={ use: ptune, with: { pre_seq_len: 4, init: { adapter: none } } }"];
+    let message = String::from_utf8_lossy(&plan(&installed.join("sepal"), &adapter).stderr).into_owned();
+    assert!(message.contains("find the program sepal-engine"), "{message}");
+}
+
+#[test]
+fn plan_without_a_probe_reads_a_pipe_once() {
+    let fixture = Fixture::new("llama-gqa");
+    let pipeline = fs::read(fixture.path("pipeline.yaml")).expect("a pipeline");
+    let plan = |sets: &[&str]| {
+        let mut command = fixture.sepal(&["plan", "/dev/stdin", "--probe-steps", "0", "--set", "name=demo"]);
+        let command = command.args(sets).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("sepal runs");
+        child.stdin.take().expect("piped").write_all(&pipeline).expect("written");
+        let output = child.wait_with_output().expect("it ends");
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let [text, messages] = plan(&[]);
+    assert!(text.contains("nothing was measured"), "{text}{messages}");
+    let [_, messages] = plan(&["tuning={ use: ptune, with: { pre_seq_len: 4, init: { adapter: none } } }"]);
+    assert!(messages.contains("failed to build `tuning`"), "{messages}");
+}
+
+/// The text but for the line with the free space, which changes.
+fn without_free_space(text: &str) -> String {
+    text.lines().filter(|line| !line.trim_start().starts_with("free ")).collect::<Vec<_>>().join("\n")
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpStream;
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -28,8 +28,12 @@ impl Task {
 
     /// Starts the process with several runs and waits until it listens.
     pub(crate) fn start_all(fixture: &Fixture, runs: &[String], args: &[&str]) -> Self {
-        let mut command = fixture.sepal(&["serve-task"]);
-        command.args(runs).args(["--listen", "127.0.0.1:0"]).args(args);
+        Self::start_command(fixture.sepal(&["serve-task"]).args(runs).args(args))
+    }
+
+    /// Starts the process of a command and waits until it listens.
+    pub(crate) fn start_command(command: &mut Command) -> Self {
+        command.args(["--listen", "127.0.0.1:0"]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("sepal serves");
         let mut lines = BufReader::new(child.stdout.take().expect("piped"));
         let mut line = String::new();

@@ -59,7 +59,7 @@ fn read(checkpoint: &Checkpoint) {
 }
 
 /// Configuration of a small Llama.
-fn config() -> Vec<u8> {
+pub(crate) fn config() -> Vec<u8> {
     let config = json!({
         "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4, "intermediate_size": 8,
         "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 3,
@@ -69,7 +69,7 @@ fn config() -> Vec<u8> {
 }
 
 /// Header of some tensors of that Llama.
-fn header() -> Vec<u8> {
+pub(crate) fn header() -> Vec<u8> {
     let tensor = |shape: [usize; 2], start: usize| json!({"dtype": "F32", "shape": shape, "data_offsets": [start, start + 4 * shape[0] * shape[1]]});
     let header = json!({
         "model.embed_tokens.weight": tensor([3, 4], 0),
@@ -80,7 +80,7 @@ fn header() -> Vec<u8> {
 }
 
 /// A file with this header, and with zeros for its tensors.
-fn file_of_header(header: &[u8]) -> Vec<u8> {
+pub(crate) fn file_of_header(header: &[u8]) -> Vec<u8> {
     const MAX_DATA: u64 = 1 << 16;
     let end = serde_json::from_slice::<Value>(header).ok().as_ref().and_then(Value::as_object).map(|tensors| {
         let ends = tensors.values().filter_map(|tensor| tensor.get("data_offsets")?.get(1)?.as_u64());

@@ -4,9 +4,10 @@
 //! takes long is a finding. The program `sepal-fuzz` runs the targets in processes of their own; the test `corpus` runs all
 //! seeds and the inputs of past findings.
 //!
-//! The crate knows no libtorch. Place in the crate graph: above the crates with parsers; nothing stands on it, and no build
-//! of the programs contains it. Seeds are the files `seeds/TARGET/*`, past findings `crashes/TARGET/*`; `make_seeds.py` writes
-//! those that are not text. Further seeds are made by the target itself.
+//! The crate knows libtorch only by its default feature `peft`, for the tensors of imported adapters. Place in the crate
+//! graph: above the crates with parsers; nothing stands on it, and no build of the programs contains it. Seeds are the files
+//! `seeds/TARGET/*`, past findings `crashes/TARGET/*`; `make_seeds.py` writes those that are not text. Further seeds are made
+//! by the target itself. The folder `fuzz` of the repository runs the targets with libFuzzer.
 //!
 //! ```
 //! let target = sepal_fuzz_targets::target("tokenizer").ok_or("a target")?;
@@ -14,10 +15,14 @@
 //! # Ok::<(), &str>(())
 //! ```
 
+#[cfg(feature = "peft")]
+mod adapters;
 mod checkpoints;
 mod messages;
 mod mutate;
 mod peers;
+mod receipts;
+mod secrets;
 mod tables;
 mod texts;
 #[cfg(feature = "p2p")]
@@ -49,6 +54,10 @@ const CONFIG: &[&str] =
 const HEADER: &[&str] = &["\"F32\"", "\"U8\"", "\"shape\"", "\"data_offsets\"", "18446744073709551615", "0", "[0,0]"];
 const TOKENIZER: &[&str] =
     &["2147483648", "TemplateProcessing", "Precompiled", "Replace", "ByteLevel", "Sequence", "null"];
+const SECRET: &[&str] = &["sepal-secret1", "sepal-secret2", "server", "observer", ":", "4294967296", "-1", "00"];
+#[cfg(feature = "peft")]
+const PEFT: &[&str] =
+    &["\"LORA\"", "\"IA3\"", "\"P_TUNING\"", "\"alpha_pattern\": {\"^q\": 1}", "\"use_rslora\": true", "-1", "1e308"];
 const YAML: &[&str] = &["&a ", "*a", "<<: ", "- ", "[*a,*a]", "!!binary ", "---\n", "use: ", "with: ", "{", "|\n"];
 const HTTP: &[&str] =
     &["\r\n", "Content-Length: 18446744073709551615\r\n", "Transfer-Encoding: chunked\r\n", "ffffffff\r\n"];
@@ -60,6 +69,8 @@ pub static TARGETS: &[Target] = &[
     target_of("calls", messages::calls, NUMBERS, messages::call_seeds),
     target_of("messages", messages::messages, NUMBERS, messages::message_seeds),
     target_of("announcements", peers::announcements, JSON, Vec::new),
+    target_of("secret-files", secrets::secret_files, SECRET, secrets::seeds),
+    target_of("evidence", receipts::evidence, JSON, receipts::seeds),
     target_of("http", peers::http, HTTP, Vec::new),
     target_of("gguf", checkpoints::gguf, GGUF, Vec::new),
     target_of("safetensors", checkpoints::safetensors, HEADER, Vec::new),
@@ -75,6 +86,10 @@ pub static TARGETS: &[Target] = &[
     target_of("parquet", tables::parquet, NUMBERS, tables::parquet_seeds),
     #[cfg(feature = "p2p")]
     target_of("tickets", tickets::tickets, NUMBERS, tickets::seeds),
+    #[cfg(feature = "peft")]
+    target_of("peft-config", adapters::config, PEFT, adapters::config_seeds),
+    #[cfg(feature = "peft")]
+    target_of("peft-weights", adapters::weights, HEADER, adapters::weight_seeds),
 ];
 
 const fn target_of(

@@ -1,9 +1,15 @@
 //! Attacks by calls: long rows, full queues, waits without end, cancelled calls.
 
+use std::collections::VecDeque;
+use std::time::Duration;
+
 use sepal_core::{Span, Want};
 use sepal_wire::{Relay, RelayTarget, codec, sepal_capnp as wire};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 
 use super::client::{Calls, Client, forwarded, kind, mailbox_key};
+use super::frames::header;
 use super::{Attack, CLOSED, OK, PATIENCE, Tally};
 
 /// Calls that are sent before other tasks run.
@@ -52,6 +58,58 @@ pub fn waiting_forwards(addr: &str, n: usize) -> Attack {
     in_flight(addr, n, vec![1; 4096], relay)
 }
 
+/// Sends `n` forward passes on each of `connections`, whose inputs never arrive.
+pub fn crowded_calls(addr: &str, connections: usize, n: usize) -> Attack {
+    let addr = addr.to_owned();
+    Attack::start(move |tally| async move {
+        let (mut opened, mut calls) = (Vec::new(), Calls::default());
+        for _ in 0..connections {
+            let (client, tuned) = connect_and_tune(&addr, &tally).await?;
+            let batch = client.batch(0, vec![1]);
+            for index in 0..n {
+                let relay = Relay { from: Some(mailbox_key(index)), next: None };
+                let call = client.forward(&tuned, &batch, Want::All, false, &relay);
+                calls.add(&tally, async move { kind(&forwarded(call).await) });
+            }
+            client.flush().await;
+            opened.push((client, tuned));
+        }
+        calls.settle(&tally, PATIENCE).await;
+        Some((opened, calls))
+    })
+}
+
+/// Sends `n` forward passes whose inputs never arrive, each with an address of this many bytes to send the result to.
+pub fn long_addresses(addr: &str, n: usize, bytes: usize) -> Attack {
+    let relay = move |index| {
+        let next = Some(RelayTarget { address: "a".repeat(bytes), key: mailbox_key(index) });
+        Relay { from: Some(mailbox_key(index)), next }
+    };
+    in_flight(addr, n, vec![1], relay)
+}
+
+/// Sends `n` forward passes of one position, so that always 200 wait for their answers.
+pub fn small_calls(addr: &str, n: usize) -> Attack {
+    let addr = addr.to_owned();
+    Attack::start(move |tally| async move {
+        let (client, tuned) = connect_and_tune(&addr, &tally).await?;
+        let batch = client.batch(0, vec![1]);
+        let mut waiting = VecDeque::new();
+        for _ in 0..n {
+            if waiting.len() == BURST
+                && let Some(call) = waiting.pop_front()
+            {
+                tally.add(kind(&forwarded(call).await));
+            }
+            waiting.push_back(client.forward(&tuned, &batch, Want::All, false, &Relay::default()));
+        }
+        for call in waiting {
+            tally.add(kind(&forwarded(call).await));
+        }
+        Some((client, tuned))
+    })
+}
+
 /// Sends `n` forward passes of this many positions without waiting for the answers.
 pub fn queued_calls(addr: &str, n: usize, positions: usize) -> Attack {
     in_flight(addr, n, vec![4; positions.div_ceil(4)], |_| Relay::default())
@@ -89,6 +147,37 @@ pub fn relays_to(addr: &str, targets: Vec<String>) -> Attack {
         }
         Some((client, tuned))
     })
+}
+
+/// Sends `n` forward passes, each with a listener of its own to send the result to, which keeps the transfer open.
+pub fn slow_relays(addr: &str, n: usize) -> Attack {
+    let addr = addr.to_owned();
+    Attack::start(move |tally| async move {
+        let (client, tuned) = connect_and_tune(&addr, &tally).await?;
+        let batch = client.batch(0, vec![2]);
+        let mut calls = Calls::default();
+        for index in 0..n {
+            let listener = TcpListener::bind("127.0.0.1:0").await.ok()?;
+            let address = listener.local_addr().ok()?.to_string();
+            tokio::task::spawn_local(drip_answer(listener));
+            let next = Some(RelayTarget { address, key: mailbox_key(index) });
+            let call = client.forward(&tuned, &batch, Want::All, false, &Relay { from: None, next });
+            calls.add(&tally, async move { kind(&forwarded(call).await) });
+        }
+        calls.settle(&tally, PATIENCE).await;
+        Some((client, tuned, calls))
+    })
+}
+
+/// Accepts a connection and sends one byte of an answer each second.
+async fn drip_answer(listener: TcpListener) {
+    let Ok((mut stream, _)) = listener.accept().await else { return };
+    for byte in header(8, 0, 0) {
+        if stream.write_all(&[byte]).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// Connects and opens a session. Counts the answer and returns `None` if that fails.

@@ -45,6 +45,25 @@ pub fn bad_http(addr: &str, n: usize, seed: u64) -> Attack {
     })
 }
 
+/// Sends `times` requests of many texts, one after another, from each of `n` clients at the same time. Counts the statuses.
+pub fn many_requests(addr: &str, n: usize, times: usize) -> Attack {
+    let texts = vec!["\"a clever film\""; 256].join(",");
+    let (request, addr) = (post(format!("{{\"texts\": [{texts}]}}").as_bytes()), addr.to_owned());
+    Attack::start(move |tally| async move {
+        let request = Rc::new(request);
+        let mut clients = JoinSet::new();
+        for _ in 0..n {
+            let (addr, tally, request) = (addr.clone(), tally.clone(), Rc::clone(&request));
+            clients.spawn_local(async move {
+                for _ in 0..times {
+                    tally.add(answer(&addr, &request).await);
+                }
+            });
+        }
+        while clients.join_next().await.is_some() {}
+    })
+}
+
 /// Opens `n` connections, sends requests for this path one after another on each, and reads no answer.
 pub fn unread_http(addr: &str, n: usize, path: &str) -> Attack {
     let requests = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").repeat(PIPELINED);

@@ -27,11 +27,11 @@ use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
 pub use calls::{
-    abandoned_row, broken_promises, cancelled_calls, describe_flood, empty_rows, one_row, queued_calls, relays_to,
-    waiting_forwards,
+    abandoned_row, broken_promises, cancelled_calls, crowded_calls, describe_flood, empty_rows, long_addresses,
+    one_row, queued_calls, relays_to, slow_relays, small_calls, waiting_forwards,
 };
 pub use frames::mutated_frames;
-pub use http::{bad_http, unread_http};
+pub use http::{bad_http, many_requests, unread_http};
 pub use memory::{cached_prefixes, deliveries, stored_tapes, tapes_of_dead_connections, tuned_sessions, uploads};
 pub use slow_reader::{slow_reads, unread_answers};
 pub use sockets::{Drip, dripping_connections, half_frames, silent_connections};

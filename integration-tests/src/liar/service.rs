@@ -139,6 +139,18 @@ fn resized_grads(stale: &Grads, mut grads: Grads) -> Grads {
     grads
 }
 
+/// Counts a call. Yields true if its result is a lie, and ends the call if the lie is a failure in place of a result.
+macro_rules! begin_call {
+    ($connection:ident, $results:ident) => {{
+        let is_lie = $connection.liar.begin_call();
+        if let Some(failure) = $connection.instead_of_result(is_lie).await? {
+            failure.write($results.get().init_failure());
+            return Ok(());
+        }
+        is_lie
+    }};
+}
+
 /// Writes the failure of the real server, if its answer has one, and ends the call.
 macro_rules! pass_failure {
     ($answer:ident, $results:ident) => {
@@ -341,11 +353,7 @@ impl TunedLiar {
 impl wire::tuned::Server for TunedLiar {
     async fn forward(self: CapRc<Self>, params: ForwardParams, mut results: ForwardResults) -> capnp::Result<()> {
         let connection = &self.connection;
-        let is_lie = connection.liar.begin_call();
-        if let Some(failure) = connection.instead_of_result(is_lie).await? {
-            failure.write(results.get().init_failure());
-            return Ok(());
-        }
+        let is_lie = begin_call!(connection, results);
         let keep_tape = params.get()?.get_keep_tape();
         let answer = self.forward_at(&self.tuned, &params, keep_tape).await?;
         let answer = answer.get()?;
@@ -375,11 +383,7 @@ impl wire::tuned::Server for TunedLiar {
         mut results: wire::tuned::BackwardResults,
     ) -> Result<(), capnp::Error> {
         let connection = &self.connection;
-        let is_lie = connection.liar.begin_call();
-        if let Some(failure) = connection.instead_of_result(is_lie).await? {
-            failure.write(results.get().init_failure());
-            return Ok(());
-        }
+        let is_lie = begin_call!(connection, results);
         let mut request = self.tuned.backward_request();
         {
             let params = params.get()?;
@@ -411,11 +415,7 @@ impl wire::tape::Server for TapeLiar {
         mut results: wire::tape::BackwardResults,
     ) -> Result<(), capnp::Error> {
         let connection = &self.connection;
-        let is_lie = connection.liar.begin_call();
-        if let Some(failure) = connection.instead_of_result(is_lie).await? {
-            failure.write(results.get().init_failure());
-            return Ok(());
-        }
+        let is_lie = begin_call!(connection, results);
         let mut request = self.tape.backward_request();
         {
             let params = params.get()?;

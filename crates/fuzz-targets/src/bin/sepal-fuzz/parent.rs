@@ -72,7 +72,7 @@ fn start(target: &Target, work: &Path, seed: u64, duration: Duration) -> io::Res
         .arg("--work")
         .arg(work)
         // Each thread reserves address space, which is limited: on large machines their number would be a finding.
-        .envs([("RAYON_NUM_THREADS", "2"), ("MALLOC_ARENA_MAX", "2")])
+        .envs([("RAYON_NUM_THREADS", "2"), ("OMP_NUM_THREADS", "2"), ("MALLOC_ARENA_MAX", "2")])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(File::create(work.join("stderr"))?)
