@@ -1,5 +1,4 @@
-use sepal_checkpoint::tensor_names;
-use sepal_core::ModelConfig;
+use sepal_checkpoint::{EMBEDDING_BYTES, tensor_names};
 use sepal_nn::{RowSource, RowsError};
 use tch::{Kind, TchError, Tensor};
 
@@ -7,9 +6,6 @@ use crate::embedding::EmbeddingTable;
 use crate::families::{self, EndNorm};
 use crate::layers::norm::NormWeights;
 use crate::weights::{LoadError, Placement, Reader, Weights};
-
-/// Memory for embeddings, in bytes: a smaller matrix is held complete, and of a larger one the rows that were used last.
-const EMBEDDING_BYTES: usize = 64 << 20;
 
 /// Frozen ends of a model, which run at the client: the embeddings before the first block and the norm after the last.
 #[derive(Debug)]
@@ -87,12 +83,6 @@ impl Ends {
                 final_norm,
             })
         })
-    }
-
-    /// Memory of the ends of a model that [`load`](Self::load) reads by rows if they are large, in bytes.
-    pub fn memory_bytes(config: &ModelConfig) -> u64 {
-        let row_bytes = config.hidden.saturating_mul(size_of::<f32>());
-        config.vocab_size.saturating_mul(row_bytes).min(EMBEDDING_BYTES).saturating_add(row_bytes) as u64
     }
 
     /// Returns the embeddings of the tokens `ids [n]`, int64: `[n, hidden]`. The first block adds learned positions.

@@ -6,7 +6,6 @@ use sepal_core::{ModelConfig, Span, WeightFormat};
 use crate::exec::block::Block;
 use crate::exec::block_sequence::BlockSequence;
 use crate::families;
-use crate::layers::matrix::kind;
 use crate::layers::rope::Rotaries;
 use crate::weights::{LoadError, Placement, Reader, Weights};
 
@@ -21,16 +20,9 @@ pub fn loading_bytes(config: &ModelConfig, n_blocks: usize, format: WeightFormat
     n_readers(config, n_blocks, format) as u64 * fp32_bytes(config)
 }
 
-/// Memory of weights of these sizes in bytes. In `auto` and `f32`, matrices that a placement does not keep as they are
-/// stored are in the format of its products. The other formats are counted for vectors, too, which stay in fp32.
+/// Memory of weights of these sizes in bytes, see [`PartSizes::weight_bytes`].
 pub fn weight_bytes(sizes: &PartSizes, placement: Placement) -> u64 {
-    match placement.format {
-        WeightFormat::Auto | WeightFormat::F32 => {
-            let plain_bytes = kind(placement.compute).elt_size_in_bytes() as u64;
-            sizes.bytes(plain_bytes, |encoding| placement.keeps(encoding))
-        }
-        fixed => (sizes.parameters() as f64 * fixed.bits() / 8.0).ceil() as u64,
-    }
+    sizes.weight_bytes(placement.format, placement.compute, placement.device == tch::Device::Cpu)
 }
 
 /// Reads the blocks of `span`, several at a time.

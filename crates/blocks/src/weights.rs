@@ -141,14 +141,7 @@ impl Placement {
 
     /// True if a matrix that is stored in this encoding is used as it is stored, or is packed anew from it.
     pub fn keeps(self, encoding: RowEncoding) -> bool {
-        match self.format {
-            WeightFormat::F32 => false,
-            // The format of the computation takes no more memory.
-            WeightFormat::Auto if encoding.is_16_bit() && self.compute != ComputeFormat::F32 => false,
-            WeightFormat::Auto => sepal_autograd::packed::is_supported(encoding, self.device),
-            // Packed anew on the CPU.
-            _ => sepal_autograd::packed::is_supported(encoding, Device::Cpu),
-        }
+        self.format.keeps(encoding, self.compute, self.device == Device::Cpu)
     }
 }
 

@@ -11,13 +11,13 @@ use serde_json::{Map, Value, json};
 use tokio::sync::oneshot;
 
 use crate::model::Model;
-use crate::models::LoadRequest;
+use crate::models::{AddError, LoadRequest};
 use crate::name::ModelName;
 use crate::options::Options;
 use crate::predict::read_body;
 use crate::problem::Problem;
 use crate::request::{self, single_problem};
-use crate::routes::{App, as_json, check_content, choice_problem, missing_token};
+use crate::routes::{App, RETRY_AFTER, as_json, check_content, choice_problem, missing_token};
 use crate::worker::Worker;
 
 /// `GET /v1/models`
@@ -49,7 +49,7 @@ pub(crate) async fn load(State(app): State<App>, request: Request) -> Result<Res
     let status = if app.shared.model_named(name.as_str()).is_ok() { StatusCode::OK } else { StatusCode::CREATED };
     let (sender, outcome) = oneshot::channel();
     let model = app.shared.add(name.clone(), false, Some(sender));
-    let model = model.map_err(|error| Problem::new(StatusCode::CONFLICT, format!("failed to {error}")))?;
+    let model = model.map_err(|error| refused_load(&app, &error))?;
     let worker = Worker { shared: Arc::clone(&app.shared), model };
     let stopping = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is being stopped");
     if !app.shared.request_load(LoadRequest { worker, run }) {
@@ -73,6 +73,15 @@ pub(crate) async fn unload(
     app.shared.model_named(&name).map_err(choice_problem)?;
     app.shared.unload(&name);
     Ok(as_json(StatusCode::OK, json!({ "unloaded": name }).to_string()))
+}
+
+fn refused_load(app: &App, error: &AddError) -> Problem {
+    app.shared.metrics.record_refused_load();
+    let detail = format!("failed to {error}");
+    match error {
+        AddError::Busy { .. } => Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(RETRY_AFTER),
+        _ => Problem::new(StatusCode::CONFLICT, detail),
+    }
 }
 
 /// Text of a path; a path that is not UTF-8 names no model.

@@ -47,8 +47,10 @@ mod problem;
 mod queue;
 mod request;
 mod response;
+mod returning;
 mod routes;
 mod shared;
+mod shares;
 mod token;
 mod worker;
 

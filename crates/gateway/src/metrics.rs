@@ -29,6 +29,8 @@ type Histograms = Family<ModelLabel, Histogram, fn() -> Histogram>;
 pub(crate) struct GatewayMetrics {
     registry: Registry,
     families: Families,
+    models: Gauge,
+    refused_loads: Counter,
     connections: ConnectionMetrics,
 }
 
@@ -71,8 +73,12 @@ impl Default for GatewayMetrics {
             open_requests: register(&mut registry, "open_requests", "Requests in progress", Family::default()),
             ready: register(&mut registry, "ready", "1 if predictions are available, else 0", Family::default()),
         };
+        let models =
+            register(&mut registry, "models", "Models, those that are being loaded included", Gauge::default());
+        let refused_loads =
+            register(&mut registry, "refused_loads", "Models that could not be added", Counter::default());
         let connections = ConnectionMetrics::register(&mut registry);
-        Self { registry, families, connections }
+        Self { registry, families, models, refused_loads, connections }
     }
 }
 
@@ -114,6 +120,16 @@ impl GatewayMetrics {
     /// Records a request that chose no model.
     pub(crate) fn record_request(&self, status: u16) {
         self.families.requests.get_or_create(&RequestLabels { model: String::new(), status }).inc();
+    }
+
+    /// Records a model that was refused before it was loaded.
+    pub(crate) fn record_refused_load(&self) {
+        self.refused_loads.inc();
+    }
+
+    /// Sets the number of models.
+    pub(crate) fn set_models(&self, n_models: usize) {
+        self.models.set(i64::try_from(n_models).unwrap_or(i64::MAX));
     }
 
     /// Returns the text format of OpenMetrics, which Prometheus reads.

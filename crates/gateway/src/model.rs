@@ -1,5 +1,6 @@
 //! State of one model, which its worker and the HTTP thread share.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,9 @@ use tokio::sync::oneshot;
 use crate::classifier::{Answer, ClassifierInfo, Row};
 use crate::metrics::ModelMetrics;
 use crate::name::ModelName;
-use crate::queue::{JobResult, Queue, Refusal};
+use crate::queue::{JobId, JobResult, Queue, Refusal};
+use crate::returning::ReturningClients;
+use crate::shares::Shares;
 
 /// Weight of the newest batch in the mean time of a row.
 const WEIGHT: f64 = 0.2;
@@ -53,14 +56,16 @@ pub(crate) struct State {
     description: Option<Arc<Description>>,
     loaded_at: Option<Instant>,
     served_rows: u64,
-    /// Number of requests that have chosen this model and are not answered yet.
-    open_requests: usize,
+    /// Requests that have chosen this model and are not answered yet.
+    open_requests: Shares,
     is_unloading: bool,
     is_stopping: bool,
     /// True once the HTTP thread has ended.
     pub(crate) is_closed: bool,
     /// Mean seconds of a row; 0 before the first.
     row_seconds: f64,
+    /// Clients that the next batch waits for; none before the first.
+    returning: Option<ReturningClients>,
     outcome: Option<oneshot::Sender<LoadResult>>,
 }
 
@@ -69,6 +74,7 @@ pub(crate) struct State {
 pub(crate) struct OpenRequest {
     pub(crate) model: Arc<Model>,
     pub(crate) description: Arc<Description>,
+    address: Option<IpAddr>,
 }
 
 /// Facts of a model for its clients.
@@ -97,11 +103,12 @@ impl Model {
             description: None,
             loaded_at: None,
             served_rows: 0,
-            open_requests: 0,
+            open_requests: Shares::default(),
             is_unloading: false,
             is_stopping: false,
             is_closed: false,
             row_seconds: 0.0,
+            returning: None,
             outcome,
         };
         Self { name, is_initial, metrics, state: Mutex::new(state), changed: Condvar::new() }
@@ -137,7 +144,7 @@ impl Model {
             description: state.description.clone(),
             loaded: state.loaded_at.map(|loaded_at| loaded_at.elapsed()),
             served_rows: state.served_rows,
-            open_requests: state.open_requests,
+            open_requests: state.open_requests.total(),
             waiting_rows: state.queue.waiting_rows(),
         }
     }
@@ -175,9 +182,13 @@ impl Model {
         }
     }
 
-    /// Registers a request of this model; none if `max_requests` others are open. The caller makes sure that the model is not
-    /// unloaded in the meantime.
-    pub(crate) fn open(self: &Arc<Self>, max_requests: usize) -> Result<OpenRequest, OpenError> {
+    /// Registers a request of this model; none if `max_requests` others are open, and the address has its share of them. The
+    /// caller makes sure that the model is not unloaded in the meantime.
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        max_requests: usize,
+        address: Option<IpAddr>,
+    ) -> Result<OpenRequest, OpenError> {
         let mut state = self.lock();
         let health = state.current_health();
         // Requests on open connections are answered during the stop.
@@ -186,11 +197,11 @@ impl Model {
         else {
             return Err(OpenError::Unavailable(health));
         };
-        if state.open_requests >= max_requests {
+        if !state.open_requests.has_room(address, 1, max_requests) {
             return Err(OpenError::Full);
         }
-        state.open_requests += 1;
-        Ok(OpenRequest { model: Arc::clone(self), description })
+        state.open_requests.add(address, 1);
+        Ok(OpenRequest { model: Arc::clone(self), description, address })
     }
 
     pub(crate) fn backlog(&self) -> Duration {
@@ -206,6 +217,16 @@ impl Model {
         let current = duration.as_secs_f64() / rows.max(1) as f64;
         state.row_seconds =
             if state.row_seconds == 0.0 { current } else { state.row_seconds + WEIGHT * (current - state.row_seconds) };
+    }
+
+    /// Answers the rows of a batch that took `duration`.
+    pub(crate) fn answer(&self, answers: impl Iterator<Item = (JobId, Answer)>, duration: Duration) {
+        let mut state = self.lock();
+        let n_unanswered = state.queue.n_unanswered();
+        answers.for_each(|(id, answer)| state.queue.answer(id, answer));
+        let n_answered = n_unanswered - state.queue.n_unanswered();
+        let n_requests = state.queue.n_requests();
+        state.returning = Some(ReturningClients::new(n_answered, n_requests, duration, Instant::now()));
     }
 
     /// Ends the worker once all open requests are answered. No request may be opened afterwards.
@@ -242,17 +263,20 @@ pub(crate) enum OpenError {
 }
 
 impl OpenRequest {
-    /// Adds rows to the queue, unless predictions are unavailable or `max_rows` rows would wait.
+    /// Adds rows to the queue, unless predictions are unavailable, or `max_rows` rows would wait and those of the address exceed
+    /// its share.
     pub(crate) fn push(&self, rows: Vec<Row>, max_rows: usize) -> Result<oneshot::Receiver<JobResult>, Refusal> {
         let mut state = self.model.lock();
         if state.health != Health::Ready || state.is_closed {
             return Err(Refusal::Unavailable);
         }
         let waiting = state.queue.waiting_rows();
-        if waiting > 0 && waiting + rows.len() > max_rows {
+        let is_beyond_limit = waiting > 0 && waiting + rows.len() > max_rows;
+        // Counted by address only where the limit is reached.
+        if is_beyond_limit && !state.queue.waiting_by_address().has_room(self.address, rows.len(), max_rows) {
             return Err(Refusal::Full);
         }
-        let receiver = state.queue.push(rows);
+        let receiver = state.queue.push(rows, self.address);
         self.model.changed.notify_all();
         Ok(receiver)
     }
@@ -261,7 +285,7 @@ impl OpenRequest {
 impl Drop for OpenRequest {
     fn drop(&mut self) {
         let mut state = self.model.lock();
-        state.open_requests -= 1;
+        state.open_requests.remove(self.address, 1);
         // The worker of a model that is unloaded waits for the last one.
         self.model.changed.notify_all();
     }
@@ -277,9 +301,16 @@ impl State {
         self.is_stopping || self.is_unloading
     }
 
+    /// Time for which a batch of at most `max_rows` rows waits for further requests; none if it starts at once.
+    pub(crate) fn pause(&self, max_rows: usize) -> Option<Duration> {
+        let is_part = (1..max_rows).contains(&self.queue.waiting_rows());
+        let returning = self.returning.filter(|_| is_part && !self.is_cancelled())?;
+        returning.pause(self.queue.n_requests(), Instant::now())
+    }
+
     /// True if no further request can arrive.
     pub(crate) fn is_finished(&self) -> bool {
-        self.is_closed || (self.is_unloading && self.open_requests == 0)
+        self.is_closed || (self.is_unloading && self.open_requests.total() == 0)
     }
 
     fn current_health(&self) -> Health {
@@ -311,32 +342,43 @@ mod tests {
     #[test]
     fn model_being_loaded_takes_no_request() {
         let model = model();
-        assert_eq!(model.open(9).expect_err("not loaded"), OpenError::Unavailable(Health::Loading));
+        assert_eq!(model.open(9, None).expect_err("not loaded"), OpenError::Unavailable(Health::Loading));
         describe(&model);
-        assert!(model.open(9).is_ok());
+        assert!(model.open(9, None).is_ok());
         model.set_health(Health::Unavailable);
-        assert_eq!(model.open(9).expect_err("no servers"), OpenError::Unavailable(Health::Unavailable));
+        assert_eq!(model.open(9, None).expect_err("no servers"), OpenError::Unavailable(Health::Unavailable));
     }
 
     #[test]
     fn limits_of_a_model_refuse_further_requests_and_rows() {
         let model = model();
         describe(&model);
-        let first = model.open(2).expect("opened");
-        let second = model.open(2).expect("opened");
-        assert_eq!(model.open(2).expect_err("two are open"), OpenError::Full);
+        let first = model.open(2, None).expect("opened");
+        let second = model.open(2, None).expect("opened");
+        assert_eq!(model.open(2, None).expect_err("two are open"), OpenError::Full);
         let _large = first.push(rows(9), 4).expect("an empty queue takes any request");
         assert_eq!(second.push(rows(1), 4).expect_err("9 rows wait"), Refusal::Full);
         assert!(second.push(rows(1), 10).is_ok());
         drop(first);
-        assert!(model.open(2).is_ok());
+        assert!(model.open(2, None).is_ok());
+    }
+
+    #[test]
+    fn rows_of_one_address_do_not_keep_out_another() {
+        let model = model();
+        describe(&model);
+        let [first, second] = [1, 2].map(|last| model.open(9, Some(IpAddr::from([10, 0, 0, last]))).expect("opened"));
+        let _large = first.push(rows(9), 8).expect("an empty queue takes any request");
+        assert_eq!(first.push(rows(1), 8).expect_err("all rows"), Refusal::Full);
+        assert_eq!(second.push(rows(5), 8).expect_err("more than a half"), Refusal::Full);
+        assert!(second.push(rows(4), 8).is_ok());
     }
 
     #[test]
     fn unloaded_model_is_finished_after_its_last_open_request() {
         let model = model();
         describe(&model);
-        let open = model.open(2).expect("opened");
+        let open = model.open(2, None).expect("opened");
         model.unload();
         assert!(!model.lock().is_finished() && model.lock().is_cancelled());
         assert!(open.push(rows(1), 4).is_ok(), "an open request is still answered");

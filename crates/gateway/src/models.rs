@@ -36,6 +36,11 @@ pub enum AddError {
     /// New model beyond the maximum number.
     #[error("add the model `{name}`: there are {max} models, which is the maximum; unload one first")]
     Full { name: ModelName, max: usize },
+    /// New model while as many others as may exist are being replaced or unloaded.
+    #[error(
+        "add the model `{name}`: {n_models} others are loaded, replaced or unloaded at the moment; try again later"
+    )]
+    Busy { name: ModelName, n_models: usize },
 }
 
 impl Models {

@@ -47,6 +47,7 @@ pub(crate) fn model_paths(options: &Options) -> [(&'static str, Map<String, Valu
                     "201": model("The new model."),
                     "409": problem("A model of this name is being loaded, or there are too many models."),
                     "422": problem("The run cannot be loaded."),
+                    "503": problem("Too many models are being replaced or unloaded."),
                 },
             }),
         );

@@ -8,6 +8,7 @@ use axum::extract::rejection::{BytesRejection, FailedToBufferBody, PathRejection
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use sepal_connections::http::Peer;
 use tokio::time::timeout_at;
 
 use crate::abstain;
@@ -62,7 +63,8 @@ async fn predict(
 ) -> Result<String, Problem> {
     authorize(app, request.headers())?;
     check_content(request.headers())?;
-    let full = |_| {
+    let address = request.extensions().get::<Peer>().map(|Peer(address)| *address);
+    let full = || {
         let pause = app.shared.models().iter().map(|model| model.backlog()).max();
         let detail = "too many requests are in progress";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(pause.unwrap_or(MIN_RETRY))
@@ -70,12 +72,12 @@ async fn predict(
     let deadline = started_at + app.shared.options.timeout;
     let body = read_body(app, request, deadline).await?;
     // After the body, so that requests that arrive slowly take no slot. Their number is that of connections.
-    let _slot = app.slots.try_acquire().map_err(full)?;
+    let _slot = app.slots.try_acquire(address).ok_or_else(full)?;
     let (choice, fields) = request::parse_body(&body)?;
     drop(body);
     let is_list = matches!(choice, Choice::Several(_) | Choice::All);
     for name in chosen_names(app, name, choice)? {
-        opened.push(app.shared.open(name.as_deref()).map_err(|error| {
+        opened.push(app.shared.open(name.as_deref(), address).map_err(|error| {
             let problem = choice_problem(error);
             match name {
                 // A problem of the request names the model itself.

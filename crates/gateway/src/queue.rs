@@ -1,16 +1,22 @@
 //! Queue that forms batches from the rows of requests in turn.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 
 use tokio::sync::oneshot;
 
 use crate::classifier::{Answer, Row};
+use crate::shares::Shares;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
     Unavailable,
     Failed,
     NoToken,
+    TooLong {
+        n_windows: usize,
+        max_windows: usize,
+    },
     /// The queue holds too many rows.
     Full,
 }
@@ -26,6 +32,8 @@ struct Job {
     n_rows: usize,
     answers: Vec<Answer>,
     reply: oneshot::Sender<JobResult>,
+    /// Address of the client.
+    address: Option<IpAddr>,
 }
 
 #[derive(Debug, Default)]
@@ -37,14 +45,14 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// Adds a request and returns the receiver of its result. Dropping the receiver cancels the request.
-    pub(crate) fn push(&mut self, rows: Vec<Row>) -> oneshot::Receiver<JobResult> {
+    /// Adds a request from `address` and returns the receiver of its result. Dropping the receiver cancels the request.
+    pub(crate) fn push(&mut self, rows: Vec<Row>, address: Option<IpAddr>) -> oneshot::Receiver<JobResult> {
         // Cancelled requests would count as waiting until their turn.
         self.jobs.retain(|_, job| !job.reply.is_closed());
         let (reply, receiver) = oneshot::channel();
         let n_rows = rows.len();
-        self.jobs
-            .insert(self.next_id, Job { waiting: rows.into(), n_rows, answers: Vec::with_capacity(n_rows), reply });
+        let (waiting, answers) = (rows.into(), Vec::with_capacity(n_rows));
+        self.jobs.insert(self.next_id, Job { waiting, n_rows, answers, reply, address });
         self.turns.push_back(self.next_id);
         self.next_id += 1;
         receiver
@@ -100,9 +108,27 @@ impl Queue {
         ids.into_iter().for_each(|id| self.refuse(id, refusal));
     }
 
+    /// Number of requests so far.
+    pub(crate) fn n_requests(&self) -> u64 {
+        self.next_id
+    }
+
+    /// Number of requests that have no result yet.
+    pub(crate) fn n_unanswered(&self) -> usize {
+        self.jobs.len()
+    }
+
     /// Number of rows that are in no batch yet.
     pub(crate) fn waiting_rows(&self) -> usize {
         self.jobs.values().map(|job| job.waiting.len()).sum()
+    }
+
+    /// Rows that are in no batch yet, by address.
+    pub(crate) fn waiting_by_address(&self) -> Shares {
+        let mut shares = Shares::default();
+        let waiting = self.jobs.values().filter(|job| !job.waiting.is_empty());
+        waiting.for_each(|job| shares.add(job.address, job.waiting.len()));
+        shares
     }
 }
 
@@ -125,12 +151,12 @@ mod tests {
     #[test]
     fn requests_take_turns() {
         let mut queue = Queue::default();
-        let mut large = queue.push(rows("a1 a2 a3 a4 a5 a6"));
+        let mut large = queue.push(rows("a1 a2 a3 a4 a5 a6"), None);
         let first = queue.take(2, 100);
         assert_eq!(texts(&first), "a1 a2");
         answer(&mut queue, first);
-        let mut small = queue.push(rows("b1"));
-        let mut other = queue.push(rows("c1 c2"));
+        let mut small = queue.push(rows("b1"), None);
+        let mut other = queue.push(rows("c1 c2"), None);
         let second = queue.take(3, 100);
         assert_eq!(texts(&second), "a3 b1 c1");
         answer(&mut queue, second);
@@ -150,7 +176,7 @@ mod tests {
     #[test]
     fn request_left_out_of_batch_is_first_in_next() {
         let mut queue = Queue::default();
-        let _receivers: Vec<_> = ["a1 a2", "b1 b2", "c1 c2"].map(|texts| queue.push(rows(texts))).into();
+        let _receivers: Vec<_> = ["a1 a2", "b1 b2", "c1 c2"].map(|texts| queue.push(rows(texts), None)).into();
         assert_eq!(texts(&queue.take(2, 100)), "a1 b1");
         assert_eq!(texts(&queue.take(2, 100)), "c1 a2");
         assert_eq!(texts(&queue.take(2, 100)), "b2 c2");
@@ -160,7 +186,7 @@ mod tests {
     #[test]
     fn batch_is_limited_by_bytes_and_long_row_forms_its_own() {
         let mut queue = Queue::default();
-        let _receivers: Vec<_> = ["aaaa bb", "cccccccc"].map(|texts| queue.push(rows(texts))).into();
+        let _receivers: Vec<_> = ["aaaa bb", "cccccccc"].map(|texts| queue.push(rows(texts), None)).into();
         assert_eq!(texts(&queue.take(9, 5)), "aaaa");
         assert_eq!(texts(&queue.take(9, 5)), "cccccccc");
         assert_eq!(texts(&queue.take(9, 5)), "bb");
@@ -169,8 +195,8 @@ mod tests {
     #[test]
     fn cancelled_request_is_skipped() {
         let mut queue = Queue::default();
-        drop(queue.push(rows("a1 a2")));
-        let mut other = queue.push(rows("b1"));
+        drop(queue.push(rows("a1 a2"), None));
+        let mut other = queue.push(rows("b1"), None);
         let batch = queue.take(9, 100);
         assert_eq!(texts(&batch), "b1");
         answer(&mut queue, batch);
@@ -181,7 +207,7 @@ mod tests {
     #[test]
     fn refused_request_drops_remaining_rows() {
         let mut queue = Queue::default();
-        let (mut first, mut second) = (queue.push(rows("a1 a2")), queue.push(rows("b1")));
+        let (mut first, mut second) = (queue.push(rows("a1 a2"), None), queue.push(rows("b1"), None));
         let batch = queue.take(1, 100);
         queue.refuse(batch[0].0, Refusal::Failed);
         queue.answer(batch[0].0, Answer::Value(0.0));

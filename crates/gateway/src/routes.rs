@@ -8,7 +8,6 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use sepal_core::{NameMatching, nearest};
 use serde_json::{Map, Value, json};
-use tokio::sync::Semaphore;
 
 use crate::model::{Description, Health, Model};
 use crate::openapi::openapi as openapi_document;
@@ -17,12 +16,13 @@ use crate::problem::Problem;
 use crate::queue::Refusal;
 use crate::request::single_problem;
 use crate::shared::{ChoiceError, Shared};
+use crate::shares::Slots;
 use crate::{admin, predict};
 
 const LOADING: &str = include_str!("loading.html");
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Retry time of requests while predictions are unavailable.
-const RETRY_AFTER: Duration = Duration::from_secs(5);
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// Forbids the page to load other resources and other pages to embed it.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; \
                       connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -30,11 +30,11 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 
 #[derive(Clone)]
 pub(crate) struct App {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) slots: Arc<Semaphore>,
+    pub(crate) slots: Arc<Slots>,
 }
 
 pub(crate) fn routes(shared: Arc<Shared>) -> Router {
-    let (slots, body) = (Arc::new(Semaphore::new(shared.options.max_requests)), shared.options.max_body_bytes);
+    let (slots, body) = (Arc::new(Slots::new(shared.options.max_requests)), shared.options.max_body_bytes);
     Router::new()
         .route("/", get(page))
         .route("/classify", post(predict::classify))
@@ -140,6 +140,11 @@ pub(crate) fn refused(model: &Model, refusal: Refusal) -> Problem {
             StatusCode::UNPROCESSABLE_ENTITY,
             "a text yields no token: it has only blanks or characters that the tokenizer does not know",
         ),
+        Refusal::TooLong { n_windows, max_windows } => {
+            let detail =
+                format!("a text is too long: {n_windows} windows, at most {max_windows} are computed; shorten it");
+            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+        }
         Refusal::Full => {
             let detail = "too many texts of this model wait";
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(model.backlog())

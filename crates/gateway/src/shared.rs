@@ -1,6 +1,7 @@
 //! Models of a gateway by name, which the workers' threads and the HTTP thread share.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ struct Entries {
     models: BTreeMap<ModelName, Arc<Model>>,
     /// Models that replace one of their name once they are ready.
     replacements: BTreeMap<ModelName, Arc<Model>>,
+    /// Number of models whose workers have not ended, those that are being replaced or unloaded included.
+    n_workers: usize,
     /// Time of the start, or of the last removal.
     since: Instant,
     is_stopping: bool,
@@ -56,6 +59,7 @@ impl Shared {
         let entries = Entries {
             models: BTreeMap::new(),
             replacements: BTreeMap::new(),
+            n_workers: 0,
             since: Instant::now(),
             is_stopping: false,
             is_closed: false,
@@ -88,6 +92,12 @@ impl Shared {
         if existing.is_none() && entries.models.len() >= max {
             return Err(AddError::Full { name, max });
         }
+        // A model that is being loaded or answers its last requests takes memory after it was replaced or unloaded.
+        let n_models = entries.n_workers;
+        if n_models >= max.saturating_mul(2) {
+            return Err(AddError::Busy { name, n_models });
+        }
+        entries.n_workers += 1;
         let model = Arc::new(Model::new(name.clone(), is_initial, self.metrics.of_model(&name), outcome));
         let place = if existing.is_some() { &mut entries.replacements } else { &mut entries.models };
         place.insert(name, Arc::clone(&model));
@@ -141,6 +151,7 @@ impl Shared {
     /// Refuses the requests of a model whose worker has ended, and forgets it.
     pub(crate) fn end_worker(&self, model: &Arc<Model>) {
         let mut entries = self.lock();
+        entries.n_workers = entries.n_workers.saturating_sub(1);
         let is_model = |other: &Arc<Model>| Arc::ptr_eq(other, model);
         if entries.replacements.get(&model.name).is_some_and(is_model) {
             entries.replacements.remove(&model.name);
@@ -154,12 +165,12 @@ impl Shared {
         model.end_worker();
     }
 
-    /// Registers a request of the model of this name, or of the only one.
-    pub(crate) fn open(&self, name: Option<&str>) -> Result<OpenRequest, ChoiceError> {
+    /// Registers a request from `address` of the model of this name, or of the only one.
+    pub(crate) fn open(&self, name: Option<&str>, address: Option<IpAddr>) -> Result<OpenRequest, ChoiceError> {
         // The lock is held so that the model cannot be unloaded in between.
         let entries = self.lock();
         let model = entries.choose(name)?;
-        model.open(self.options.model_requests(entries.models.len())).map_err(|error| match error {
+        model.open(self.options.model_requests(entries.models.len()), address).map_err(|error| match error {
             OpenError::Unavailable(health) => ChoiceError::Unavailable(health),
             OpenError::Full => ChoiceError::Full(model.backlog()),
         })
@@ -197,6 +208,7 @@ impl Shared {
             let status = model.status();
             model.metrics.set_gauges(status.health == Health::Ready, status.waiting_rows, status.open_requests);
         }
+        self.metrics.set_models(entries.models.len());
         self.metrics.to_text()
     }
 
@@ -274,14 +286,14 @@ mod tests {
     #[test]
     fn only_model_is_the_default() {
         let shared = shared(Options::default());
-        assert_eq!(shared.open(None).expect_err("no model"), ChoiceError::Empty);
+        assert_eq!(shared.open(None, None).expect_err("no model"), ChoiceError::Empty);
         add(&shared, "films");
-        assert!(shared.open(None).is_ok() && shared.open(Some("films")).is_ok());
+        assert!(shared.open(None, None).is_ok() && shared.open(Some("films"), None).is_ok());
         add(&shared, "books");
         let known = vec!["books".to_owned(), "films".to_owned()];
-        assert_eq!(shared.open(None).expect_err("two"), ChoiceError::Unnamed { known: known.clone() });
+        assert_eq!(shared.open(None, None).expect_err("two"), ChoiceError::Unnamed { known: known.clone() });
         let unknown = ChoiceError::Unknown { name: "film".into(), known };
-        assert_eq!(shared.open(Some("film")).expect_err("unknown"), unknown);
+        assert_eq!(shared.open(Some("film"), None).expect_err("unknown"), unknown);
     }
 
     #[test]
@@ -297,23 +309,35 @@ mod tests {
     }
 
     #[test]
+    fn models_that_end_count_until_their_workers_have_ended() {
+        let shared = shared(Options { max_models: 1, ..Options::default() });
+        let load = || shared.add(name("films"), false, None);
+        let first = load().expect("added");
+        assert!(shared.unload("films"));
+        assert!(load().is_ok() && shared.unload("films"));
+        assert_eq!(load().err(), Some(AddError::Busy { name: name("films"), n_models: 2 }));
+        shared.end_worker(&first);
+        assert!(load().is_ok());
+    }
+
+    #[test]
     fn replacement_takes_requests_once_it_is_ready() {
         let shared = shared(Options::default());
         let old = add(&shared, "films");
         assert!(matches!(shared.add(name("films"), true, None), Err(AddError::Exists { .. })));
         let new = shared.add(name("films"), false, None).expect("added");
         assert!(matches!(shared.add(name("films"), false, None), Err(AddError::Loading { .. })));
-        let open = shared.open(Some("films")).expect("opened");
+        let open = shared.open(Some("films"), None).expect("opened");
         assert!(Arc::ptr_eq(&open.model, &old) && shared.health().0 == Health::Ready);
         assert!(shared.publish(&new, description("second")));
         assert!(!old.lock().is_finished(), "a request is open");
-        let next = shared.open(Some("films")).expect("opened");
+        let next = shared.open(Some("films"), None).expect("opened");
         assert!(Arc::ptr_eq(&next.model, &new));
         assert_eq!(next.description.info.labels, ["second"]);
         drop(open);
         assert!(old.lock().is_finished());
         shared.end_worker(&old);
-        assert!(shared.open(Some("films")).is_ok(), "the end of the old worker removes only the old model");
+        assert!(shared.open(Some("films"), None).is_ok(), "the end of the old worker removes only the old model");
     }
 
     #[test]
@@ -322,7 +346,7 @@ mod tests {
         let old = add(&shared, "films");
         let new = shared.add(name("films"), false, None).expect("added");
         shared.end_worker(&new);
-        let open = shared.open(Some("films")).expect("opened");
+        let open = shared.open(Some("films"), None).expect("opened");
         assert!(Arc::ptr_eq(&open.model, &old) && !old.lock().is_cancelled());
         assert!(shared.add(name("films"), false, None).is_ok(), "it may be tried again");
     }
@@ -355,10 +379,10 @@ mod tests {
     fn one_of_several_models_has_half_of_the_requests() {
         let shared = shared(Options { max_requests: 4, ..Options::default() });
         add(&shared, "films");
-        let mut open: Vec<_> = (0..3).map(|_| shared.open(Some("films")).expect("opened")).collect();
+        let mut open: Vec<_> = (0..3).map(|_| shared.open(Some("films"), None).expect("opened")).collect();
         open.pop();
         add(&shared, "books");
-        assert!(matches!(shared.open(Some("films")), Err(ChoiceError::Full(_))));
-        assert!(shared.open(Some("books")).is_ok());
+        assert!(matches!(shared.open(Some("films"), None), Err(ChoiceError::Full(_))));
+        assert!(shared.open(Some("books"), None).is_ok());
     }
 }

@@ -37,6 +37,10 @@ pub enum ClassifyError {
     /// Text that yields no token.
     #[error("compute a row whose text yields no token")]
     NoToken,
+    /// Text of more windows than are computed.
+    #[error("compute a text of {n_windows} windows: at most {max_windows} are computed")]
+    #[expect(missing_docs, reason = "the message names the fields")]
+    TooLong { n_windows: usize, max_windows: usize },
 }
 
 /// Error of a classifier that cannot be served.
@@ -143,7 +147,9 @@ impl Worker {
             match classify(classifier, &[row]) {
                 Ok(answers) => return Ok(Some(answers)),
                 Err(ClassifyError::Failed(source)) => return Err(WorkerError::Trial(source)),
-                Err(error @ ClassifyError::NoToken) => return Err(WorkerError::Trial(error.into())),
+                Err(error @ (ClassifyError::NoToken | ClassifyError::TooLong { .. })) => {
+                    return Err(WorkerError::Trial(error.into()));
+                }
                 Err(error) => {
                     self.warn("not ready yet", &error);
                     self.set_unavailable();
@@ -161,6 +167,10 @@ impl Worker {
         loop {
             if state.is_closed {
                 return Task::End;
+            }
+            if let Some(pause) = state.pause(options.batch_rows) {
+                state = self.model.wait(state, Some(pause));
+                continue;
             }
             let batch = state.queue.take(options.batch_rows, options.batch_bytes);
             if !batch.is_empty() {
@@ -185,7 +195,7 @@ impl Worker {
     /// of another.
     fn compute(&self, batch: Vec<(JobId, Row)>, info: &ClassifierInfo, example: &Row, classifier: &mut dyn Classify) {
         let Err(error) = self.try_compute(&batch, info, classifier) else { return };
-        let is_text_error = matches!(error, ClassifyError::NoToken);
+        let is_text_error = matches!(error, ClassifyError::NoToken | ClassifyError::TooLong { .. });
         if !is_text_error {
             self.model.metrics.record_failure();
         }
@@ -214,6 +224,7 @@ impl Worker {
     fn refuse(&self, id: JobId, error: &ClassifyError) {
         let refusal = match error {
             ClassifyError::NoToken => Refusal::NoToken,
+            &ClassifyError::TooLong { n_windows, max_windows } => Refusal::TooLong { n_windows, max_windows },
             error => {
                 self.warn("a request failed", error);
                 Refusal::Failed
@@ -235,9 +246,9 @@ impl Worker {
             let found = format!("{} answers for {} rows, or non-finite numbers", answers.len(), batch.len());
             return Err(ClassifyError::Failed(found.into()));
         }
-        self.model.record_batch(batch.len(), started_at.elapsed());
-        let mut state = self.model.lock();
-        batch.iter().zip(answers).for_each(|((id, _), answer)| state.queue.answer(*id, answer));
+        let duration = started_at.elapsed();
+        self.model.record_batch(batch.len(), duration);
+        self.model.answer(batch.iter().map(|&(id, _)| id).zip(answers), duration);
         Ok(())
     }
 

@@ -67,20 +67,6 @@ pub(crate) struct Fit {
 /// Number of rows below which a fit has a warning.
 const FEW_ROWS: usize = 50;
 
-/// Returns an error if the task has no such fit.
-pub(crate) fn check(spec: CalibrateSpec, task: &Task) -> Result<(), CalibrateError> {
-    let (kind, n_labels) = (task.kind(), task.labels().len());
-    let has_probabilities = matches!(kind, LabelKind::Class | LabelKind::Multi);
-    if spec.temperature && !has_probabilities {
-        return Err(CalibrateError::Temperature { kind });
-    }
-    let has_thresholds = kind == LabelKind::Multi || kind == LabelKind::Class && n_labels == 2;
-    if spec.thresholds.is_some() && !has_thresholds {
-        return Err(CalibrateError::Thresholds { kind, n_labels });
-    }
-    Ok(())
-}
-
 /// Fits what `spec` names on the head's predictions of labelled rows. `data` is the source of the rows.
 pub(crate) fn fit(
     spec: CalibrateSpec,
@@ -90,7 +76,7 @@ pub(crate) fn fit(
     data: &str,
 ) -> Result<Fit, CalibrateError> {
     let task = head.task();
-    check(spec, task)?;
+    spec.check(task)?;
     let mut calibration = Calibration {
         data: data.to_owned(),
         rows: labels.len(),
@@ -294,7 +280,7 @@ mod tests {
 
     #[test]
     fn tasks_without_such_a_fit_are_refused() {
-        let refused = |kind, labels: &[&str]| check(ALL, &described(kind, labels).0).map_err(|error| error.to_string());
+        let refused = |kind, labels: &[&str]| ALL.check(&described(kind, labels).0).map_err(|error| error.to_string());
         assert!(refused(LabelKind::Value, &["score"]).expect_err("numbers").contains("`calibrate.temperature`"));
         assert!(refused(LabelKind::Class, &["a", "b", "c"]).expect_err("three").contains("`calibrate.thresholds`"));
         assert!(refused(LabelKind::Multi, &["a"]).is_ok() && refused(LabelKind::Class, &["a", "b"]).is_ok());

@@ -16,14 +16,15 @@ use sepal_data::{
 use sepal_metrics::Covered;
 use sepal_model::{BlocksSession, Model, Repeatable, without_liars};
 use sepal_plugin::{Phase, Prediction, Registry};
-use sepal_prepare::{Fetcher, watched};
+use sepal_prepare::{Fetcher, WithoutSplits, check_windows, read_split, watched};
 use sepal_tokenize::{Truncation, TruncationSide, Windows};
 use sepal_track::{Calibration, EvaluationRecord, Manifest};
 use sepal_train::{Split, evaluate, headline};
 
+use crate::batches::batches;
 use crate::calibrate::{self, Decisions, Fit};
 use crate::connect::{SwarmHandle, check_built};
-use crate::data::{WithoutSplits, calibration_batch, check_windows, predictions_file, read_split};
+use crate::data::{calibration_batch, predictions_file};
 use crate::error::{AdapterError, AssembleError, BoxError, CalibrateError, ClassifierError, DataError};
 use crate::formats::OtherFormats;
 use crate::frozen_model::{BuiltHead, FrozenModel, assemble};
@@ -73,6 +74,17 @@ impl Evaluation {
         let (confidences, correct): (Vec<f64>, Vec<bool>) = self.outcomes.iter().copied().unzip();
         sepal_metrics::covered(&confidences, &correct, abstain_below).ok()
     }
+}
+
+/// Labelled rows at a source.
+#[derive(Debug, Clone)]
+pub struct LabelledSource<'a> {
+    /// Sources of the rows, the preferred one first.
+    pub sources: Sources,
+    /// Columns of the rows; the path is that of the source.
+    pub columns: TableSpec,
+    /// Names of splits. The first one that the source has is read.
+    pub splits: Vec<&'a str>,
 }
 
 /// Labelled rows with their predictions, as the head gives them.
@@ -236,19 +248,17 @@ impl Classifier {
         self.decisions.label_thresholds()
     }
 
-    /// Predicts labelled rows and computes their metrics. The first of the `splits` that the source has is read.
+    /// Predicts labelled rows and computes their metrics.
     ///
     /// # Errors
     /// [`ClassifierError`] if the rows are not available or have other labels, or a prediction is NaN or infinite.
     pub fn evaluate(
         &self,
-        sources: &Sources,
-        columns: &TableSpec,
-        splits: &[&str],
+        labelled: &LabelledSource<'_>,
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Evaluation, ClassifierError> {
-        let rows = self.labelled_rows(sources, columns, splits, observer, stop)?;
+        let rows = self.labelled_rows(labelled, observer, stop)?;
         let LabelledRows { table, labels, mut evaluation, .. } = rows;
         let prediction = self.decisions.apply(std::mem::take(&mut evaluation.prediction));
         let metrics = self.model.head.metrics(&prediction, &labels).map_err(ClassifierError::Head)?;
@@ -261,23 +271,20 @@ impl Classifier {
     }
 
     /// Fits what `spec` names on labelled rows, from the predictions without an earlier fit. Returns the fit and its warnings;
-    /// the manifest of the run stays as it is. The first of the `splits` that the source has is read.
+    /// the manifest of the run stays as it is.
     ///
     /// # Errors
     /// [`ClassifierError`] as for [`evaluate`](Self::evaluate), or if the task or the rows allow no such fit.
     pub fn calibrate(
         &self,
         spec: CalibrateSpec,
-        sources: &Sources,
-        columns: &TableSpec,
-        splits: &[&str],
+        labelled: &LabelledSource<'_>,
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<(Calibration, Vec<String>), ClassifierError> {
         let head = &*self.model.head;
-        calibrate::check(spec, head.task())?;
-        let LabelledRows { labels, source, evaluation, .. } =
-            self.labelled_rows(sources, columns, splits, observer, stop)?;
+        spec.check(head.task()).map_err(CalibrateError::from)?;
+        let LabelledRows { labels, source, evaluation, .. } = self.labelled_rows(labelled, observer, stop)?;
         let Fit { calibration, warnings } = calibrate::fit(spec, head, &evaluation.prediction, &labels, &source)?;
         match calibration.is_empty() {
             true => Err(CalibrateError::Nothing { reasons: warnings }.into()),
@@ -287,19 +294,13 @@ impl Classifier {
 
     fn labelled_rows(
         &self,
-        sources: &Sources,
-        columns: &TableSpec,
-        splits: &[&str],
+        LabelledSource { sources, columns, splits }: &LabelledSource<'_>,
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<LabelledRows, ClassifierError> {
-        let data = |source: BoxError| DataError::Rows { split: "labelled", source };
         let asset = Assets::from_env().fetch_first(sources, Kind::Dataset, &mut watched("data", observer, stop));
         let asset = asset.map_err(DataError::Fetch)?;
-        // A single split was asked for by name.
-        let without_splits = if splits.len() == 1 { WithoutSplits::Refuse } else { WithoutSplits::All };
-        let table = read_split(&asset.path, columns, splits, without_splits).map_err(data)?;
-        let (table, labels, loader) = self.with_labels(table, columns).map_err(data)?;
+        let (table, labels, loader) = self.read_labelled(&asset.path, columns, splits, usize::MAX)?;
         let rows = Split { loader: &loader, name: "labelled" };
         let evaluation = evaluate(&self.model, rows, self.manifest.steps, &mut TrainEvents(observer), stop)?;
         Ok(LabelledRows { table, labels, source: asset.pinned().to_string(), evaluation })
@@ -312,11 +313,27 @@ impl Classifier {
         columns: &TableSpec,
         max_rows: usize,
     ) -> Result<Loader, ClassifierError> {
-        let data = |source: BoxError| DataError::Rows { split: "labelled", source };
-        let table = read_split(path, columns, &[], WithoutSplits::All).map_err(data)?;
-        let table = table.select(&(0..table.len().min(max_rows)).collect::<Vec<_>>());
-        let (_, _, loader) = self.with_labels(table, columns).map_err(data)?;
+        let (_, _, loader) = self.read_labelled(path, columns, &[], max_rows)?;
         Ok(loader)
+    }
+
+    /// Reads labelled rows, at most `max_rows`, with their labels and a loader.
+    fn read_labelled(
+        &self,
+        path: &Path,
+        columns: &TableSpec,
+        splits: &[&str],
+        max_rows: usize,
+    ) -> Result<(Table, Labels, Loader), DataError> {
+        // A single split was asked for by name.
+        let without_splits = if splits.len() == 1 { WithoutSplits::Refuse } else { WithoutSplits::All };
+        let table = read_split(path, columns, splits, without_splits);
+        let table = table.map(|table| match table.len() {
+            len if len > max_rows => table.select(&(0..max_rows).collect::<Vec<_>>()),
+            _ => table,
+        });
+        let labelled = table.and_then(|table| self.with_labels(table, columns));
+        labelled.map_err(|source| DataError::Rows { split: "labelled", source })
     }
 
     /// Returns a table with its labels and a loader of its rows, without rows that lack a label if `columns` says so.
@@ -402,8 +419,11 @@ impl Session<'_> {
     }
 
     fn batches(&self, rows: &[EncodedRow], order: &[usize]) -> Result<Prediction, ClassifierError> {
+        let Classifier { batch_size, windows, .. } = self.classifier;
+        // A batch of texts of many windows would take much memory.
+        let max_sequences = windows.map_or(usize::MAX, |windows| windows.max_windows.max(*batch_size));
         let mut predicted = Prediction::default();
-        for batch in order.chunks(self.classifier.batch_size) {
+        for batch in batches(rows, order, *batch_size, max_sequences) {
             predicted.append(self.batch(rows, batch)?);
         }
         Ok(predicted)

@@ -11,12 +11,16 @@ use sepal_discover::p2p::{Identity, Node, NodeOptions, Ticket};
 use sepal_model::{Blocks, LocalBlocks, SplitBlocks};
 use sepal_remote::{ModelExpectation, RemoteError, RemoteOptions, RemoteSequential};
 use sepal_server::BlockServer;
-use sepal_swarm::{ClientSecurity, Endpoint, ListedServer, Secret};
+use sepal_swarm::{ClientSecurity, Endpoint, ListedServer};
 
 use crate::embedded::{EmbeddedServers, UNLIMITED, load_blocks};
 use crate::error::AssembleError;
 use crate::formats::other_formats;
 use crate::progress::{Event, Observer};
+
+/// Memory for tapes of the blocks that check others, in MiB. A check has one tape at a time, from its forward call to its
+/// backward call; one that does not fit is computed again.
+const CHECK_TAPES_MB: u64 = 1024;
 
 /// Resources that remote blocks need as long as they are used.
 #[derive(Debug)]
@@ -133,8 +137,7 @@ fn connect_remote(
     if !spec.swarm.remote().checks_locally() {
         return Ok(Some((handle, remote)));
     }
-    // Calls of checks keep no tapes.
-    let embedded = EmbeddedSpec { tape_budget_mb: 0, ..EmbeddedSpec::default() };
+    let embedded = EmbeddedSpec { tape_budget_mb: CHECK_TAPES_MB, ..EmbeddedSpec::default() };
     let own_blocks = servers.server(spec, &embedded, checkpoint, observer)?;
     remote.check_with(own_blocks.endpoint().clone());
     Ok(Some((SwarmHandle::Checked { servers: Box::new(handle), _own_blocks: own_blocks }, remote)))
@@ -156,8 +159,7 @@ fn parse_addresses(listed: &StaticSpec) -> Result<Vec<Endpoint>, AssembleError> 
 /// Returns the security of connections to the servers whose secret, or one derived from it, a file holds.
 fn security(secret_file: Option<&Path>) -> Result<Option<ClientSecurity>, AssembleError> {
     let Some(path) = secret_file else { return Ok(None) };
-    let secret = Secret::read(path).map_err(AssembleError::Secret)?;
-    ClientSecurity::new(secret).map(Some).map_err(AssembleError::Security)
+    ClientSecurity::from_file(path).map(Some).map_err(AssembleError::Secret)
 }
 
 fn discover(
@@ -187,5 +189,9 @@ fn join(p2p: &P2pSpec) -> Result<Node, AssembleError> {
     let ticket = Ticket::read(p2p.ticket.as_str()).map_err(AssembleError::Ticket)?;
     let (bind, relays) = (p2p.bind, p2p.relays.clone());
     let options = NodeOptions { identity: Identity::ephemeral(), ticket: Some(ticket), bind, relays };
-    Node::start(options).map_err(|error| AssembleError::Discovery(error.into()))
+    let node = Node::start(options).map_err(|error| AssembleError::Discovery(error.into()))?;
+    if let Some(file) = Ticket::file(p2p.ticket.as_str()) {
+        node.follow_ticket(file);
+    }
+    Ok(node)
 }

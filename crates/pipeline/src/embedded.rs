@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sepal_blocks::{BlockStack, Placement};
 use sepal_checkpoint::Checkpoint;
-use sepal_config::spec::{EmbeddedSpec, Spec};
+use sepal_config::spec::{EmbeddedSpec, ModelSpec, Spec};
 use sepal_core::Span;
 use sepal_server::memory::{self, BlockSizes, FreeMemory, MemoryRequest};
 use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
@@ -17,11 +17,11 @@ use crate::progress::{Event, Observer};
 /// Budget of memory for the only client of a server, or of blocks in this process. Sums of two do not overflow.
 pub(crate) const UNLIMITED: u64 = u64::MAX / 2;
 
-/// Embedded servers that are shared by the runs with a clone of this handle. A server stops when no handle and no run uses
-/// it.
+/// Embedded servers that are shared by the runs with a clone of this handle. A server stops when it is released here, or no
+/// handle is left, and no run uses it.
 #[derive(Debug, Clone)]
 pub(crate) struct EmbeddedServers {
-    servers: Arc<Mutex<HashMap<ServerKey, Arc<BlockServer>>>>,
+    servers: Arc<Mutex<HashMap<ServerKey, SharedServer>>>,
     /// Largest number of runs at the same time, each of which has the budget of tapes of one.
     clients: u64,
     /// True if the threads and the budget of the first run hold for all.
@@ -45,6 +45,35 @@ struct ServerKey {
     blocks: Range<usize>,
     threads: Option<usize>,
     tape_budget_mb: u64,
+}
+
+/// Server with the settings of the runs that have used it.
+#[derive(Debug)]
+struct SharedServer {
+    server: Arc<BlockServer>,
+    users: Vec<RunSettings>,
+}
+
+/// Settings of a run on which its server depends, known before the model is opened.
+#[derive(Debug, PartialEq)]
+struct RunSettings {
+    model: ModelSpec,
+    threads: Option<usize>,
+}
+
+impl RunSettings {
+    fn new(spec: &Spec) -> Self {
+        Self { model: spec.model.clone(), threads: spec.train.threads }
+    }
+
+    /// True if runs with these settings have the same server where a source of both is available.
+    fn may_share(&self, other: &Self) -> bool {
+        let settings = |Self { model, threads }: &Self| {
+            (model.weights.name(), model.compute_format(), model.device, model.local_blocks, *threads)
+        };
+        let has_source = |source| other.model.source.contains(source);
+        settings(self) == settings(other) && self.model.source.iter().any(has_source)
+    }
 }
 
 impl EmbeddedServers {
@@ -78,8 +107,12 @@ impl EmbeddedServers {
         let key = if self.has_settings_of_first { ServerKey { threads: None, tape_budget_mb: 0, ..key } } else { key };
         // The lock is held while blocks are loaded, so that no two runs load the same ones.
         let mut servers = self.lock();
-        if let Some(server) = servers.get(&key) {
-            return Ok(Arc::clone(server));
+        let user = RunSettings::new(spec);
+        if let Some(shared) = servers.get_mut(&key) {
+            if !shared.users.contains(&user) {
+                shared.users.push(user);
+            }
+            return Ok(Arc::clone(&shared.server));
         }
         let tape_budget_bytes = (embedded.tape_budget_mb << 20).saturating_mul(self.clients).min(UNLIMITED);
         let stack = load_blocks(spec, checkpoint, blocks, tape_budget_bytes, observer)?;
@@ -91,11 +124,28 @@ impl EmbeddedServers {
         let identity = ModelIdentity::from_checkpoint(checkpoint);
         let identity = identity.with_formats(spec.model.weights, spec.model.compute_format());
         let server = Arc::new(BlockServer::embedded(stack, identity, options).map_err(AssembleError::Server)?);
-        servers.insert(key, Arc::clone(&server));
+        servers.insert(key, SharedServer { server: Arc::clone(&server), users: vec![user] });
         Ok(server)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<ServerKey, Arc<BlockServer>>> {
+    /// Releases the servers that none of the remaining runs needs. A server that is in use stops with its last run. Waits
+    /// while blocks are loaded.
+    pub(crate) fn retain(&self, remaining: &[&Spec]) {
+        let remaining: Vec<RunSettings> = remaining.iter().map(|spec| RunSettings::new(spec)).collect();
+        let is_needed =
+            |shared: &SharedServer| shared.users.iter().any(|user| remaining.iter().any(|run| run.may_share(user)));
+        // The servers stop after the lock is free.
+        let mut released = Vec::new();
+        self.lock().retain(|_, shared| {
+            let is_needed = is_needed(shared);
+            if !is_needed {
+                released.push(Arc::clone(&shared.server));
+            }
+            is_needed
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<ServerKey, SharedServer>> {
         self.servers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -169,5 +219,22 @@ mod tests {
         let first = server(&servers, &checkpoint, &[]);
         assert!(Arc::ptr_eq(&first, &server(&servers, &checkpoint, &["train.threads=1"])));
         assert!(!Arc::ptr_eq(&first, &server(&servers, &checkpoint, &["model.weights=int8"])));
+    }
+
+    #[test]
+    fn server_that_no_remaining_run_needs_is_released() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let checkpoint = Checkpoint::open(sepal_testkit::tiny::model(folder.path(), "llama-gqa")).expect("a model");
+        let servers = EmbeddedServers::for_clients(2);
+        let needed = server(&servers, &checkpoint, &[]);
+        let released = Arc::downgrade(&server(&servers, &checkpoint, &["model.weights=int8"]));
+        let in_use = server(&servers, &checkpoint, &["model.local_blocks=1"]);
+        assert!(released.upgrade().is_some());
+        servers.retain(&[&spec(&["train.seed=3", "model.source=[elsewhere, tiny]"])]);
+        assert!(released.upgrade().is_none());
+        assert!(Arc::ptr_eq(&needed, &server(&servers, &checkpoint, &[])));
+        assert_eq!(Arc::strong_count(&in_use), 1, "only its run uses it");
+        servers.retain(&[&spec(&["model.source=elsewhere"])]);
+        assert_eq!(Arc::strong_count(&needed), 1);
     }
 }

@@ -4,9 +4,10 @@ use std::error::Error;
 use std::fmt;
 use std::path::PathBuf;
 
-use sepal_core::{ComputeFormat, LabelKind, WeightFormat};
+use sepal_core::{ComputeFormat, WeightFormat};
 use sepal_model::{ForwardError, Repeatable};
 pub(crate) use sepal_prepare::BoxError;
+use sepal_prepare::too_many_windows;
 pub use sepal_prepare::{DataError, ModelError};
 use sepal_remote::RemoteError;
 use sepal_train::{CheckpointError, EvaluateError, MetricError, MetricUsage, TrainError};
@@ -74,9 +75,6 @@ pub enum AssembleError {
     /// Secret that cannot be read.
     #[error("read `swarm.with.secret_file`")]
     Secret(#[source] sepal_swarm::SecretFileError),
-    /// Secret that cannot be used.
-    #[error("use `swarm.with.secret_file`")]
-    Security(#[source] sepal_swarm::SecurityError),
     /// Unreadable ticket of a swarm.
     #[error("read `swarm.with.ticket`")]
     Ticket(#[source] sepal_discover::p2p::TicketError),
@@ -113,15 +111,9 @@ fn connect_hint(error: &RemoteError, weights: WeightFormat, compute: ComputeForm
 #[expect(missing_docs, reason = "the message names the fields")]
 #[non_exhaustive]
 pub enum CalibrateError {
-    /// Task without probabilities of labels.
-    #[error("fit a temperature (`calibrate.temperature`): expected one or several labels per row, the task has {kind}")]
-    Temperature { kind: LabelKind },
-    /// Task whose decisions have no threshold.
-    #[error(
-        "fit thresholds (`calibrate.thresholds`): expected any number of labels per row, or one of two; the task has {kind}, of \
-         {n_labels}"
-    )]
-    Thresholds { kind: LabelKind, n_labels: usize },
+    /// Task that has no such fit.
+    #[error(transparent)]
+    Task(#[from] sepal_config::spec::UnfittableTask),
     /// Predictions without a measure.
     #[error("measure the predictions")]
     Metric(#[from] sepal_metrics::MetricError),
@@ -265,6 +257,11 @@ impl ClassifierError {
             Self::Forward(error) => Self::Forward(error.renumbered(numbers)),
             other => other,
         }
+    }
+
+    /// Number of windows that a text has, and the maximum, if a text has more.
+    pub fn too_many_windows(&self) -> Option<[usize; 2]> {
+        too_many_windows(self)
     }
 
     /// True if no server can be reached for some blocks.

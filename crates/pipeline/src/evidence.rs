@@ -1,4 +1,4 @@
-//! Evidence against servers with wrong results, in the run folder.
+//! Evidence against servers with wrong results and of disputes, in the run folder.
 
 use std::path::Path;
 
@@ -8,10 +8,10 @@ use sepal_model::Blocks;
 use sepal_remote::Evidence;
 use sepal_track::{WriteError, write_atomic};
 
-/// Folder in the run folder, with a file for each server that was taken out of use.
+/// Folder in the run folder, with a file for each server that was taken out of use, and for each dispute.
 const FOLDER: &str = "evidence";
 
-/// Writes the evidence against each server with wrong results into the run folder, when it is taken out of use.
+/// Writes evidence into the run folder: against each server that is taken out of use for wrong results, and of disputes.
 pub(crate) fn keep_evidence(blocks: &dyn Blocks, run_folder: &Path) {
     let folder = run_folder.join(FOLDER);
     blocks.on_evidence(Box::new(move |evidence| {
@@ -50,7 +50,8 @@ mod tests {
         let statement = Statement { model: "d".into(), span, call: "forward all f32".into(), tunables: hash };
         let server = "../10.0.0.5:4000".to_owned();
         let accused = Witness { server, key: None, statement, input: hash, output: hash, receipt: None };
-        let evidence = Evidence { accused, session: 7, difference: 0.5, tolerance: 0.01, checkers: Vec::new() };
+        let evidence =
+            Evidence { accused, disputed: false, session: 7, difference: 0.5, tolerance: 0.01, checkers: Vec::new() };
         let folder = tempfile::tempdir().expect("a folder");
         write(&folder.path().join(FOLDER), &evidence).expect("written");
         let text = std::fs::read(folder.path().join("evidence/.._10.0.0.5_4000-7.json")).expect("a file");

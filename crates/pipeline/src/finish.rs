@@ -10,11 +10,12 @@ use sepal_core::{LABEL_KIND, RowForm, in_one_line};
 use sepal_model::Model;
 use sepal_nn::Parameters;
 use sepal_plugin::{PROMPTS, TaskHead};
+use sepal_prepare::PreparedData;
 use sepal_track::{Calibration, Manifest, NearestWords, RunFolder, Status, Traffic, Versions};
 use sepal_train::{Outcome, RunIdentity, SelectedEvaluation};
 
 use crate::calibrate::{self, Decisions, Fit};
-use crate::data::PreparedData;
+use crate::data::write_predictions;
 use crate::error::{RecordError, RunError};
 use crate::frozen_model::FrozenModel;
 use crate::progress::Summary;
@@ -73,7 +74,7 @@ impl Finish<'_> {
         if let Some(selected) = self.selected(outcome) {
             let decisions = Decisions::new(model.head.task(), calibration.as_ref());
             let prediction = decisions.apply(selected.evaluation.prediction.clone());
-            self.data.write_predictions(self.folder, model.head.task(), self.frozen, &prediction)?;
+            write_predictions(self.data, self.folder, model.head.task(), &self.frozen.tokenizer, &prediction)?;
         }
         let manifest = Manifest { calibration, ..self.manifest(model, outcome, error)? };
         manifest.save(self.folder).map_err(RecordError::Write)?;

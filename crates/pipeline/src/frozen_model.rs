@@ -9,7 +9,7 @@ use sepal_config::Spec;
 use sepal_model::Model;
 use sepal_nn::{Parameters, from_host};
 use sepal_plugin::{CombinedTuning, Head, HeadContext, Registry, TaskHead, TuningContext, TuningMode};
-use sepal_prepare::{Fetcher, ModelFiles, describe_attempts, fetch_model, fetch_part, fetch_parts};
+use sepal_prepare::{Fetcher, ModelFiles, describe_attempts, fetch_model, fetch_part, fetch_parts, token_ids};
 use sepal_server::ModelIdentity;
 use sepal_tokenize::{Tokenizer, TruncationSide};
 use sepal_track::ModelFacts;
@@ -36,22 +36,20 @@ impl FrozenModel {
         Self::new(fetch_model(spec, fetcher)?)
     }
 
-    pub(crate) fn new(ModelFiles { asset, checkpoint }: ModelFiles) -> Result<Self, ModelError> {
-        let tokenizer = checkpoint
-            .tokenizer()
-            .map_err(|source| ModelError::Tokenizer { path: asset.path.clone(), source: source.into() })?;
-        let (ids, embeddings) = (tokenizer.vocab_size(), checkpoint.config().vocab_size);
-        if ids > embeddings {
-            let last = tokenizer.last_token().unwrap_or_default();
-            return Err(ModelError::Vocabulary { path: asset.path, ids, embeddings, last });
-        }
-        Ok(Self { asset, checkpoint, tokenizer: Arc::new(tokenizer), servers: EmbeddedServers::default() })
+    pub(crate) fn new(files: ModelFiles) -> Result<Self, ModelError> {
+        let tokenizer = Arc::new(files.tokenizer()?);
+        let ModelFiles { asset, checkpoint } = files;
+        Ok(Self { asset, checkpoint, tokenizer, servers: EmbeddedServers::default() })
+    }
+
+    /// Files of the model.
+    pub(crate) fn files(&self) -> ModelFiles {
+        ModelFiles { asset: self.asset.clone(), checkpoint: self.checkpoint.clone() }
     }
 
     /// Fetches the parts of this model that the process needs for another pipeline.
     pub(crate) fn fetch_parts(&self, spec: &Spec, fetcher: &mut Fetcher<'_>) -> Result<(), ModelError> {
-        let files = ModelFiles { asset: self.asset.clone(), checkpoint: self.checkpoint.clone() };
-        fetch_parts(spec, &files, fetcher)
+        fetch_parts(spec, &self.files(), fetcher)
     }
 
     pub(crate) fn facts(&self, spec: &Spec) -> ModelFacts {
@@ -77,7 +75,7 @@ impl FrozenModel {
 
     /// End of long texts that is removed, by the pipeline or else by the tokenizer.
     pub(crate) fn truncation_side(&self, spec: &Spec) -> TruncationSide {
-        spec.data.truncation_side.map_or_else(|| self.tokenizer.truncation_side(), TruncationSide::from)
+        sepal_prepare::truncation_side(spec, &self.tokenizer)
     }
 
     /// Returns an error if rows of `tokens` tokens after `prompts` prompts exceed the model's positions.
@@ -88,11 +86,6 @@ impl FrozenModel {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Token ids of a text, without special tokens.
-    fn token_ids(&self, text: &str) -> Result<Vec<i64>, BoxError> {
-        Ok(self.tokenizer.encode_plain(text)?.into_iter().map(i64::from).collect())
     }
 
     /// Rows of the output layer for these tokens, fp32 `[ids, hidden]`. Missing weights are fetched first.
@@ -129,7 +122,7 @@ impl BuiltHead {
             params: &mut params,
             hidden: frozen.checkpoint.config().hidden,
             embeddings: ends.embeddings(),
-            tokenize: &|text| frozen.token_ids(text),
+            tokenize: &|text| token_ids(&frozen.tokenizer, text),
             lm_rows: &|ids| frozen.output_rows(ids),
             is_restored,
             seed: spec.train.seed,
@@ -159,7 +152,7 @@ impl BuiltHead {
             sites: &sites,
             initializer_range: config.initializer_range,
             embeddings: self.ends.embeddings(),
-            tokenize: &|text| frozen.token_ids(text),
+            tokenize: &|text| token_ids(&frozen.tokenizer, text),
             labels: self.head.label_names(),
             is_restored,
             seed: spec.train.seed,

@@ -21,6 +21,7 @@
 
 mod adopt;
 mod audit;
+mod batches;
 mod calibrate;
 mod classifier;
 mod connect;
@@ -47,7 +48,7 @@ mod trained_prompts;
 
 pub use adopt::adopted;
 pub use audit::{Audit, AuditOptions, AuditResult};
-pub use classifier::{Classifier, Evaluation, Session};
+pub use classifier::{Classifier, Evaluation, LabelledSource, Session};
 pub use error::{
     AdapterError, AssembleError, AuditError, CalibrateError, ClassifierError, DataError, ModelError, RecordError,
     ResumeError, RunError,

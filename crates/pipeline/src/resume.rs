@@ -13,9 +13,10 @@ use sha2::{Digest, Sha256};
 use crate::error::ResumeError;
 
 /// Keys that do not affect the result of training, and may differ in a resumed run.
-const FREE: [&[&str]; 11] = [
+const FREE: [&[&str]; 12] = [
     &["calibrate"],
     &["checkpoint"],
+    &["data", "long_texts", "windows", "max_windows"],
     &["output", "folder"],
     &["swarm"],
     &["track"],

@@ -7,25 +7,24 @@ use std::time::Instant;
 
 use sepal_assets::Assets;
 use sepal_config::Spec;
-use sepal_config::spec::{EvaluateEvery, ParameterGroup};
+use sepal_config::spec::{EvaluateEvery, ParameterGroup, RunLength};
 use sepal_core::in_one_line;
 use sepal_model::Model;
 use sepal_nn::Parameters;
 use sepal_optim::{GroupedOptimizer, Optimizer, Schedule};
 use sepal_plugin::{BuildError, Opt, OptContext, Registry, Sched, SchedContext};
-use sepal_prepare::Fetcher;
+use sepal_prepare::{Fetcher, PreparedData, prepare_rows, read_rows};
 use sepal_track::{RunFolder, WriteError};
 use sepal_train::{
-    Checkpoints, MetricError, MetricUsage, Outcome, Pause, RunLength, Trainer, TrainerContext, TrainerInputs,
-    TrainerOptions, has_checkpoint, metric_names, tokenizer_digest,
+    Checkpoints, MetricError, MetricUsage, Outcome, Pause, Trainer, TrainerContext, TrainerInputs, TrainerOptions,
+    has_checkpoint, metric_names, tokenizer_digest,
 };
 use serde_json::Value;
 
-use crate::calibrate;
 use crate::connect::check_built;
-use crate::data::{self, PreparedData};
+use crate::data::calibration_batch;
 use crate::embedded::EmbeddedServers;
-use crate::error::{AssembleError, RecordError, RunError};
+use crate::error::{AssembleError, CalibrateError, RecordError, RunError};
 use crate::evidence::keep_evidence;
 use crate::finish::Finish;
 use crate::frozen_model::{BuiltHead, FrozenModel, assemble};
@@ -133,7 +132,7 @@ impl Run<'_> {
         let trackers = records::trackers(spec, registry)?;
         let assets = Assets::from_env();
         let mut fetcher = Fetcher { assets: &assets, observer: &mut *observer, stop };
-        let rows = data::read(spec, &mut fetcher)?;
+        let rows = read_rows(spec, &mut fetcher)?;
         let mut frozen = FrozenModel::fetch(spec, &mut fetcher)?;
         if let Some(tokenizer) = resumed.and_then(tokenizer_digest) {
             frozen.use_tokenizer(&tokenizer);
@@ -142,12 +141,12 @@ impl Run<'_> {
             frozen.servers = member.servers.clone();
         }
         let mut built = BuiltHead::new(spec, registry, &frozen, resumed.is_some())?;
-        calibrate::check(spec.calibrate, built.head.task()).map_err(AssembleError::from)?;
-        let data = data::prepare(spec, rows, &assets, &frozen, &*built.head, observer)?;
+        spec.calibrate.check(built.head.task()).map_err(CalibrateError::from).map_err(AssembleError::from)?;
+        let data = prepare_rows(spec, rows, &assets, &frozen.tokenizer, built.head.task(), observer)?;
         built.head.see_class_rows(&data.facts.class_rows).map_err(AssembleError::Head)?;
         let longest = data.longest_row();
         let (mut model, servers) = assemble(spec, registry, &frozen, built, longest, resumed.is_some(), observer)?;
-        model.calibration = data.calibration_batch(&*model.head, &frozen)?;
+        model.calibration = calibration_batch(&*model.head, data.template.as_ref(), &frozen.tokenizer, data.limit)?;
 
         drop(preparing);
 
@@ -215,7 +214,7 @@ impl Run<'_> {
         observer: &mut dyn Observer,
     ) -> Result<Trainer<'m>, RunError> {
         let (spec, data) = (self.spec, finish.data);
-        let length = RunLength::new(&spec.train, &data.train);
+        let length = RunLength::new(&spec.train, data.train.batches_per_epoch());
         let optimizer = self.optimizer(&model.params)?;
         let mut context = SchedContext { total_steps: usize::try_from(length.total_steps).unwrap_or(usize::MAX) };
         let schedule = self

@@ -98,39 +98,25 @@ pub(crate) fn on_shared_server(spec: &Spec) -> Spec {
 
 #[cfg(test)]
 mod tests {
-    use sepal_config::Layers;
-    use sepal_plugin::{Head, Registry, Tuning, standard};
-
     use super::*;
+    use crate::testing::spec;
 
     fn shared(swarm: &str) -> Spec {
-        let mut registry = Registry::new();
-        standard::register(&mut registry).expect("the standard plugins");
-        registry.register::<Head, sepal_sequence_classification::SequenceClassification>().expect("a head");
-        registry.register::<Tuning, sepal_deep_ptune::DeepPtune>().expect("a tuning mode");
-        let pipeline = format!(
-            "name: demo\nmodel: {{ source: model, local_blocks: 2 }}\nswarm: {swarm}\n\
-             task: {{ use: sequence-classification, with: {{ labels: [negative, positive] }} }}\n\
-             tuning: {{ use: deep-ptune, with: {{ pre_seq_len: 4 }} }}\n\
-             data: {{ train: a.csv, validation: b.csv, text: sentence, label: label, max_length: 32 }}\n\
-             optimizer: {{ use: adamw }}\nschedule: {{ use: linear }}\ntrain: {{ max_steps: 1 }}\n"
-        );
-        let loaded = Layers::text("demo.yaml", pipeline).load(registry.catalog()).expect("a pipeline");
-        on_shared_server(&loaded.spec)
+        on_shared_server(&spec(&["model.local_blocks=2", swarm]))
     }
 
     #[test]
     fn blocks_of_this_process_move_to_the_shared_server() {
-        let spec = shared("{ use: none }");
+        let spec = shared("swarm={ use: none }");
         assert!(matches!(spec.swarm, SwarmSpec::Embedded(_)));
         assert_eq!((spec.wire_dtype(), spec.model.local_blocks), (DType::F32, 0));
-        let spec = shared("{ use: embedded, with: { wire_dtype: bf16 } }");
+        let spec = shared("swarm={ use: embedded, with: { wire_dtype: bf16 } }");
         assert_eq!((spec.wire_dtype(), spec.model.local_blocks), (DType::Bf16, 0));
     }
 
     #[test]
     fn blocks_of_servers_stay_there() {
-        let spec = shared("{ use: static, with: { servers: ['10.0.0.5:4000'] } }");
+        let spec = shared("swarm={ use: static, with: { servers: ['10.0.0.5:4000'] } }");
         assert!(matches!(spec.swarm, SwarmSpec::Static(_)));
         assert_eq!(spec.model.local_blocks, 2);
     }

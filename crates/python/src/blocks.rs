@@ -14,7 +14,7 @@ use tch::{Kind, Tensor};
 use crate::failure::{Failure, exception};
 use crate::pipeline_text::load;
 use crate::tensors::{from_capsule, to_capsule};
-use crate::worker::Worker;
+use crate::worker::{SecondInterrupt, Worker};
 
 /// Name and capsule of a tensor, its first block if it is a tunable, and true if its gradient is needed.
 type Input<'py> = (String, usize, Bound<'py, PyCapsule>, bool);
@@ -54,7 +54,9 @@ impl Blocks {
     #[new]
     #[pyo3(signature = (text, progress))]
     fn new(py: Python<'_>, text: String, progress: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
-        let (worker, facts) = Worker::start(py, progress.as_ref(), move |observer, stop| open(&text, observer, stop))?;
+        let (worker, facts) = Worker::start(py, progress.as_ref(), SecondInterrupt::Leave, move |observer, stop| {
+            open(&text, observer, stop)
+        })?;
         Ok(Self { worker, facts })
     }
 

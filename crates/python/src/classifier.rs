@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::pipeline_text::load;
-use crate::worker::Worker;
+use crate::worker::{SecondInterrupt, Worker};
 
 /// Classifier of a run.
 #[pyclass(frozen, module = "sepal._sepal")]
@@ -27,8 +27,9 @@ impl Classifier {
     #[new]
     #[pyo3(signature = (run, sets, progress))]
     fn new(py: Python<'_>, run: PathBuf, sets: Vec<String>, progress: Option<Bound<'_, PyAny>>) -> PyResult<Self> {
-        let (worker, facts) =
-            Worker::start(py, progress.as_ref(), move |observer, stop| open(&run, sets, observer, stop))?;
+        let (worker, facts) = Worker::start(py, progress.as_ref(), SecondInterrupt::Leave, move |observer, stop| {
+            open(&run, sets, observer, stop)
+        })?;
         Ok(Self { worker, facts })
     }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::pipeline_text::load;
-use crate::worker::Worker;
+use crate::worker::{SecondInterrupt, Worker};
 
 /// A run to make or to resume.
 struct Request {
@@ -41,10 +41,11 @@ pub(crate) fn train(
         false => Resume::Folder(folder),
     });
     let request = Request { name, text, sets, resume };
-    let (worker, summary) = Worker::<()>::start(py, progress.as_ref(), move |observer, stop| {
-        let summary = run(request, observer, stop)?;
-        Ok(((), to_json(&summary).to_string()))
-    })?;
+    let (worker, summary) =
+        Worker::<()>::start(py, progress.as_ref(), SecondInterrupt::Wait, move |observer, stop| {
+            let summary = run(request, observer, stop)?;
+            Ok(((), to_json(&summary).to_string()))
+        })?;
     worker.close(py);
     Ok(summary)
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 use sepal_pipeline::Observer;
+use serde_json::json;
 
 use crate::events::Events;
 use crate::failure::{Failure, describe, exception};
@@ -28,6 +29,15 @@ pub(crate) enum Message<T> {
     Done(Result<T, String>),
 }
 
+/// Reaction to a second Ctrl-C during a job. The first one asks the job to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SecondInterrupt {
+    /// The caller waits for the job, because it writes files that the caller may use.
+    Wait,
+    /// The caller goes on at once. The job ends by itself, and its result is dropped.
+    Leave,
+}
+
 type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
 
 /// Queue of a thread and its end; `None` after it was closed.
@@ -43,6 +53,7 @@ impl<S: 'static> Worker<S> {
     pub(crate) fn start<T: Send + 'static>(
         py: Python<'_>,
         progress: Option<&Bound<'_, PyAny>>,
+        second_interrupt: SecondInterrupt,
         open: impl FnOnce(&mut dyn Observer, &AtomicBool) -> Result<(S, T), Failure> + Send + 'static,
     ) -> PyResult<(Self, T)> {
         let (jobs, queue) = mpsc::channel::<Job<S>>();
@@ -62,7 +73,7 @@ impl<S: 'static> Worker<S> {
             }
         };
         let thread = thread::Builder::new().name("sepal".to_owned()).stack_size(STACK_BYTES).spawn(run)?;
-        let value = wait(py, messages, progress, &stop)?;
+        let value = wait(py, messages, progress, &stop, second_interrupt)?;
         Ok((Self { running: Mutex::new(Some((jobs, thread))) }, value))
     }
 
@@ -80,7 +91,7 @@ impl<S: 'static> Worker<S> {
             drop(reply.send(Message::Done(result)));
         });
         match jobs.map(|jobs| jobs.send(run)) {
-            Some(Ok(())) => wait(py, messages, None, &AtomicBool::new(false)),
+            Some(Ok(())) => wait(py, messages, None, &AtomicBool::new(false), SecondInterrupt::Leave),
             Some(Err(_)) => Err(exception(py, ENDED)),
             None => Err(exception(py, "failed to compute: it is closed")),
         }
@@ -103,13 +114,17 @@ impl<S: 'static> Worker<S> {
 
 const ENDED: &str = "failed to compute: an earlier error ended the thread; open it again";
 
+/// Notice after a second Ctrl-C.
+const STILL_SAVING: &str = "the run is still ending its step and saving it; it cannot be left before that";
+
 /// Waits for the result of a job and passes its events to `progress`. After Ctrl-C, or an error of `progress`, it sets `stop`
-/// and returns the exception when the job has ended; after a second Ctrl-C it returns at once.
+/// and returns the exception when the job has ended, or after a second Ctrl-C if the job can be left.
 fn wait<T: Send>(
     py: Python<'_>,
     mut messages: Receiver<Message<T>>,
     mut progress: Option<&Bound<'_, PyAny>>,
     stop: &AtomicBool,
+    second_interrupt: SecondInterrupt,
 ) -> PyResult<T> {
     let mut interruption: Option<PyErr> = None;
     loop {
@@ -133,11 +148,16 @@ fn wait<T: Send>(
             progress = None;
         }
         if let Some(error) = refused.or_else(|| py.check_signals().err()) {
-            if interruption.is_some() {
-                return Err(error);
-            }
             stop.store(true, Ordering::Relaxed);
-            interruption = Some(error);
+            match second_interrupt {
+                _ if interruption.is_none() => interruption = Some(error),
+                SecondInterrupt::Leave => return Err(error),
+                SecondInterrupt::Wait => {
+                    let notice = json!({ "event": "notice", "text": STILL_SAVING }).to_string();
+                    // The first exception is the one that is raised.
+                    progress = progress.filter(|progress| progress.call1((notice,)).is_ok());
+                }
+            }
         }
     }
 }

@@ -103,6 +103,33 @@ class Training(InFolder):
         self.assertEqual([record["step"] for record in run.records()], list(range(1, 241)))
         self.assertEqual(len(list((self.folder / "runs").glob("tiny-*"))), 1)
 
+    def test_second_interrupt_waits_until_the_run_is_saved(self):
+        handled = threading.Event()
+
+        def handle(_, frame):
+            handled.set()
+            while frame and frame.f_code.co_name != "train":
+                frame = frame.f_back
+            # A signal that comes after the training is not for this test's own code.
+            if frame:
+                raise KeyboardInterrupt
+
+        def interrupt_twice():
+            os.kill(os.getpid(), signal.SIGINT)
+            handled.wait()
+            os.kill(os.getpid(), signal.SIGINT)
+
+        def interrupt(event):
+            if event["event"] == "step" and event["record"]["step"] == 3:
+                threading.Thread(target=interrupt_twice).start()
+
+        self.addCleanup(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, handle))
+        with self.assertRaises(KeyboardInterrupt):
+            self.train(progress=interrupt, overrides={"train.epochs": 20})
+        [folder] = (self.folder / "runs").glob("tiny-*")
+        self.assertEqual(json.loads((folder / "manifest.json").read_text())["status"], {"state": "interrupted"})
+        self.assertTrue((folder / "adapter.safetensors").is_file())
+
     def test_error_of_progress_ends_the_run(self):
         def fail(event):
             if event["event"] == "step":

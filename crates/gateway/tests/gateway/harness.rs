@@ -32,6 +32,9 @@ impl Classify for FakeClassifier {
         if texts.contains(&" ") {
             return Err(ClassifyError::NoToken);
         }
+        if texts.contains(&"endless") {
+            return Err(ClassifyError::TooLong { n_windows: 9, max_windows: 8 });
+        }
         if texts.contains(&"poison") {
             return Err(ClassifyError::Failed("it is poison".into()));
         }

@@ -103,7 +103,7 @@ fn failing_rows_fail_no_other_request() {
                 move || gateway.classify(&json!({ "text": text }))
             })
         };
-        let requests: Vec<_> = ["good", "poison", "fine", "nan", "better", " "].map(send).into();
+        let requests: Vec<_> = ["good", "poison", "fine", "nan", "better", " ", "endless"].map(send).into();
         let replies: Vec<Reply> = requests.into_iter().map(|reply| reply.join().expect("no panic")).collect();
         assert_eq!(replies[0].values(), [4.0]);
         check(&replies[1], 500, "could not be computed");
@@ -111,6 +111,7 @@ fn failing_rows_fail_no_other_request() {
         check(&replies[3], 500, "could not be computed");
         assert_eq!(replies[4].values(), [6.0]);
         check(&replies[5], 422, "yields no token");
+        check(&replies[6], 422, "9 windows, at most 8");
     });
     assert_eq!(gateway.get("/health").status, 200);
 }

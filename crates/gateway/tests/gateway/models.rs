@@ -289,6 +289,19 @@ fn run_that_cannot_be_loaded_changes_nothing() {
 }
 
 #[test]
+fn models_beyond_their_maximum_are_refused_and_counted() {
+    let gateway = ManyModels::start(Options { max_models: 2, ..Options::default() }, &["films"]);
+    assert_eq!(gateway.load("books", "second").status, 201);
+    check(&gateway.load("songs", "third"), 409, "add the model `songs`: there are 2 models, which is the maximum");
+    assert_eq!(gateway.load("books", "third").status, 200, "a replacement is no further model");
+    let metrics = gateway.send("GET", "/metrics", "", None).body;
+    assert!(metrics.contains("sepal_task_models 2\n"), "{metrics}");
+    assert!(metrics.contains("sepal_task_refused_loads_total 1\n"), "{metrics}");
+    assert_eq!(gateway.administer("DELETE", "/v1/models/books", None).status, 200);
+    assert_eq!(gateway.load("songs", "third").status, 201);
+}
+
+#[test]
 fn only_administrators_load_and_unload() {
     let token = Some(Token::new("0123456789abcdef").expect("a token"));
     let gateway = ManyModels::start(Options { token, ..Options::default() }, &["films"]);

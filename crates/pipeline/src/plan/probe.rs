@@ -4,46 +4,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sepal_config::Spec;
+use sepal_config::spec::RunLength;
 use sepal_data::Loader;
 use sepal_model::{Model, without_liars};
 use sepal_plugin::Phase;
-use sepal_train::{BatchCursor, EvaluateError, LossScaling, RunLength, StepMeasurement, measure_step};
-use serde::Serialize;
+use sepal_prepare::PreparedData;
+use sepal_prepare::plan::{DataPlan, ProbeEnd, StepsPlan, TimePlan};
+use sepal_train::{BatchCursor, EvaluateError, LossScaling, StepMeasurement, measure_step};
 
-use super::{DataPlan, StepsPlan};
-use crate::data::PreparedData;
 use crate::error::RunError;
 use crate::progress::{Event, Observer};
-
-/// Measured and estimated times.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct TimePlan {
-    /// Measured: number of steps, without the warm-up.
-    pub probe_steps: u64,
-    /// Reason for measuring less than requested; none if everything was measured.
-    pub ended_by: Option<ProbeEnd>,
-    /// Measured: seconds of the warm-up step, which opens connections.
-    pub first_step_seconds: f64,
-    /// Measured: mean seconds of a step, without the optimizer.
-    pub step_seconds: f64,
-    /// Measured: mean tokens of a step.
-    pub step_tokens: f64,
-    /// Measured: training tokens per second.
-    pub tokens_per_second: f64,
-    /// Measured: mean bytes sent in a step.
-    pub step_bytes_up: u64,
-    /// Measured: mean bytes received in a step.
-    pub step_bytes_down: u64,
-    /// Measured: validation tokens per second; `None` without validation rows or predictions. Evaluations are then
-    /// assumed to be as fast as training.
-    pub evaluation_tokens_per_second: Option<f64>,
-    /// Estimated: seconds of all steps.
-    pub estimated_training_seconds: f64,
-    /// Estimated: seconds of one evaluation.
-    pub estimated_evaluation_seconds: f64,
-    /// Estimated: seconds of the run, without fetching; at most `train.max_minutes` and the last evaluation.
-    pub estimated_seconds: f64,
-}
 
 /// Extent of a probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,17 +23,6 @@ pub struct ProbeSpec {
     /// Time limit of steps and predictions. A started batch is completed, and one step and one prediction are always
     /// measured.
     pub limit: Duration,
-}
-
-/// Reason for a probe to measure less than requested.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum ProbeEnd {
-    /// Time limit.
-    TimeLimit,
-    /// Interruption.
-    Interrupted,
 }
 
 pub(super) struct Probe<'a> {

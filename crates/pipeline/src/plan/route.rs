@@ -4,42 +4,15 @@ use std::time::Duration;
 
 use sepal_config::spec::{Spec, SwarmSpec};
 use sepal_core::Span;
+use sepal_prepare::plan::{HopPlan, ServerPlan, block_bytes};
 use sepal_route::{Router, Server};
 use sepal_survey::survey;
-use serde::Serialize;
 
-use super::block_bytes;
 use crate::connect::SwarmHandle;
 use crate::error::AssembleError;
 use crate::frozen_model::FrozenModel;
 
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// A span of blocks and its server.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct HopPlan {
-    /// The blocks.
-    pub blocks: Span,
-    /// Index of the server in [`Plan::servers`](super::Plan::servers); `None` for blocks in this process.
-    pub server: Option<usize>,
-    /// Estimated: bytes of the weights of these blocks.
-    pub estimated_bytes: u64,
-}
-
-/// A server that serves the model.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ServerPlan {
-    /// Address of the server.
-    pub place: String,
-    /// Blocks of the server.
-    pub blocks: Span,
-    /// Time of an empty call, in milliseconds.
-    pub round_trip_ms: f64,
-    /// Microseconds per token and block of a forward pass, as the server reports it; `None` before its first call.
-    pub us_per_token_block: Option<f64>,
-    /// Calls in the server's queue.
-    pub queue: u32,
-}
 
 /// Plans the route of a batch of `positions` by the reports of the servers. Returns it with all servers.
 pub(super) fn plan_route(

@@ -1,14 +1,14 @@
 //! Plan of servers for a model, from its configuration and the index of its shards alone.
 
 use sepal_assets::{Asset, Assets, EventHandler, Source};
-use sepal_blocks::{Ends, Placement};
-use sepal_checkpoint::{ModelSummary, linear_sites};
+use sepal_blocks::Placement;
+use sepal_checkpoint::{ModelSummary, ends_bytes, linear_sites};
 use sepal_core::{ComputeFormat, DType, Device, ModelConfig, SiteRole, WeightFormat};
 use sepal_prepare::open_asset;
+use sepal_prepare::plan::Step;
 use sepal_server::memory::{BlockSizes, MemoryNeed, MemoryRequest};
 use serde::Serialize;
 
-use super::bytes::Step;
 use crate::error::ModelError;
 
 /// Number format on the wire that bytes are counted for.
@@ -131,7 +131,7 @@ fn count(source: String, summary: &ModelSummary, spec: &ServersSpec) -> ServersP
         counted_block_parameters: counts.sizes.parameters(config.n_blocks),
         file_bytes: summary.size_bytes,
         shards: summary.n_shards,
-        estimated_ends_bytes: Ends::memory_bytes(config),
+        estimated_ends_bytes: ends_bytes(config),
         counted_step_operations: counts.operations,
         compute: spec.compute,
         formats: WeightFormat::FIXED.map(|format| counts.format_plan(format)).to_vec(),

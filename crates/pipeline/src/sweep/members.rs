@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use sepal_config::Sweep;
+use sepal_config::{Spec, Sweep};
 use sepal_core::in_one_line;
 use sepal_plugin::Registry;
 use sepal_track::{MemberRecord, MemberState, SweepRecord};
@@ -96,14 +96,34 @@ impl<'a> Members<'a> {
     }
 
     fn work(&self, members: &[usize], next: &AtomicUsize, pause: Option<&Pause>) -> Result<(), SweepError> {
-        loop {
-            let is_over = self.stop.load(Ordering::Relaxed) || self.is_broken.load(Ordering::Relaxed);
-            let member = members.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !is_over);
-            let Some(&member) = member else { return Ok(()) };
+        while let Some(member) = self.next_member(members, next) {
             self.change(member, |record| (record.state, record.error) = (MemberState::Running, None))?;
             let result = self.run_one(member, pause);
             self.change(member, |record| settle(record, result))?;
         }
+        Ok(())
+    }
+
+    /// Takes the next of these members; `None` if none is left or the sweep is over. Releases the embedded servers that no
+    /// remaining run needs: one that is in the queue, at work or paused.
+    fn next_member(&self, members: &[usize], next: &AtomicUsize) -> Option<usize> {
+        let is_over = self.stop.load(Ordering::Relaxed) || self.is_broken.load(Ordering::Relaxed);
+        let mut shared = self.lock();
+        let queued = members.get(next.fetch_add(1, Ordering::Relaxed)..).unwrap_or_default();
+        let member = queued.first().copied().filter(|_| !is_over);
+        if let Some(member) = member {
+            // Under the same lock, so that no other thread releases the server of the member.
+            shared.record.runs[member].state = MemberState::Running;
+        }
+        let is_remaining = |&member: &usize| {
+            let state = shared.record.runs[member].state;
+            queued.contains(&member) || matches!(state, MemberState::Running | MemberState::Paused)
+        };
+        let all = 0..self.sweep.members.len();
+        let remaining: Vec<&Spec> = all.filter(is_remaining).map(|member| &self.sweep.members[member].spec).collect();
+        drop(shared);
+        self.servers.retain(&remaining);
+        member
     }
 
     fn run_one(&self, member: usize, pause: Option<&Pause>) -> Result<Summary, RunError> {

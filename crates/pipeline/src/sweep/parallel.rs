@@ -1,7 +1,6 @@
 //! Number of runs at the same time.
 
-use sepal_blocks::Ends;
-use sepal_checkpoint::Checkpoint;
+use sepal_checkpoint::{Checkpoint, ends_bytes};
 use sepal_machine::HostMemory;
 
 /// Largest default number of runs at the same time. More clients of one server gain little: its batches are full.
@@ -34,7 +33,7 @@ pub(super) fn default_parallel(members: usize, cores: usize, free: Option<u64>, 
 
 /// Memory of one run besides the blocks, in bytes.
 pub(super) fn run_bytes(checkpoint: &Checkpoint) -> u64 {
-    RUN_BYTES + Ends::memory_bytes(checkpoint.config())
+    RUN_BYTES + ends_bytes(checkpoint.config())
 }
 
 pub(super) fn cores() -> usize {

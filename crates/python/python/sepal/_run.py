@@ -77,8 +77,8 @@ def train(
     of the same pipeline, and a run folder continues that run. ``progress`` is True for lines on standard error, or a
     function that receives each event as a dict.
 
-    Ctrl-C ends the training after the current step and raises ``KeyboardInterrupt``; the run can be resumed. A second
-    Ctrl-C does not wait for that step.
+    Ctrl-C ends the training after the current step and raises ``KeyboardInterrupt`` once the run is saved and can be
+    resumed. Further ones change nothing: nothing writes to the run's folder any more when the exception is raised.
     """
     sets = settings(overrides)
     resumed = None if resume is False or resume is None else "" if resume is True else os.fspath(resume)
