@@ -97,6 +97,10 @@ bench-attacks *ARGS: _build_all
 bench-verify *ARGS: _build_all
     cargo bench --profile dev --workspace --bench verify -- "$@"
 
+# Measure the time of a step with and without verification; writes docs/verification.json and a line of docs/reliability.md
+bench-checks *ARGS: _build_all
+    @python3 benchmarks/verification.py --folder "$(cargo metadata --format-version 1 --no-deps | python3 -c 'import json, sys; print(json.load(sys.stdin)["target_directory"])')/debug" "$@"
+
 # Measure training on a quantized model of 8 billion numbers (4.9 GB, made on first use); writes docs/bench-8b.json
 bench-8b *ARGS: _build_all
     @python3 scripts/bench_8b.py "$@"
