@@ -50,7 +50,7 @@ const fn unread(code: u32, name: &'static str, block_len: usize, block_bytes: us
     Entry { code, name, block: (block_len, block_bytes), kind: Kind::Unread }
 }
 
-/// All number types of the format.
+/// All number types that files have, with the sizes of the Python package gguf 0.19.
 static TYPES: [Entry; 32] = [
     Entry { code: 0, name: "F32", block: (1, 4), kind: Kind::F32 },
     rows(1, "F16", RowEncoding::F16, |blocks, values| {
@@ -69,7 +69,6 @@ static TYPES: [Entry; 32] = [
     rows(12, "Q4_K", RowEncoding::Q4K, |blocks, values| each(blocks, values, q4_k)),
     rows(13, "Q5_K", RowEncoding::Q5K, |blocks, values| each(blocks, values, q5_k)),
     rows(14, "Q6_K", RowEncoding::Q6K, |blocks, values| each(blocks, values, q6_k)),
-    unread(9, "Q8_1", 32, 36),
     unread(16, "IQ2_XXS", 256, 66),
     unread(17, "IQ2_XS", 256, 74),
     unread(18, "IQ3_XXS", 256, 98),
@@ -87,7 +86,8 @@ static TYPES: [Entry; 32] = [
     unread(34, "TQ1_0", 256, 54),
     unread(35, "TQ2_0", 256, 66),
     unread(39, "MXFP4", 32, 17),
-    unread(15, "Q8_K", 256, 292),
+    unread(40, "NVFP4", 64, 36),
+    unread(41, "Q1_0", 128, 18),
 ];
 
 impl NumberType {
