@@ -220,14 +220,15 @@ impl Servers {
         grads: &MicroBatchGrads,
         pending: Option<PendingCheck>,
     ) {
-        // The parts come in the order of the backward pass.
-        let mut parts = grads.tunables.clone();
-        parts.sort_by_key(|part| part.first_block);
-        let (Ok(tunables), Some(mut check)) = (join(parts.into_iter()), relay_check(answer)) else { return };
-        let grads = Grads { input: grads.input.clone(), tunables, not_finite: None };
+        let Some(mut check) = relay_check(answer) else { return };
+        let mut grads = Grads { input: grads.input.clone(), tunables: grads.tunables.clone(), not_finite: None };
         if pending.is_none() && !self.are_unusual(check.call.span, grad_output, &grads) {
             return;
         }
+        // The parts come in the order of the backward pass. Joining copies them, so only those of checks are joined.
+        grads.tunables.sort_by_key(|part| part.first_block);
+        let Ok(tunables) = join(grads.tunables.into_iter()) else { return };
+        grads.tunables = tunables;
         if let Some(Check::Relay(forward)) = pending.and_then(PendingCheck::take) {
             check.hidden = forward.hidden;
         }
