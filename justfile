@@ -47,6 +47,7 @@ lint: setup
     python3 scripts/test_build.py
     python3 scripts/test_start.py
     python3 scripts/test_soak.py
+    python3 scripts/test_table.py
     python3 scripts/check_packages.py
     python3 scripts/check_language.py --self-test
     python3 scripts/check_language.py

@@ -4,6 +4,7 @@ import json
 import statistics
 from html import escape
 
+import rows as table_rows
 import sepal_runs
 import tasks
 
@@ -25,9 +26,9 @@ ROWS = [
 SIZES = {"16-shot": "16 rows of each class", "1k": "1024 rows", "full": "all rows"}
 INTRO = """# Results
 
-`just table` writes this page from its results ([results.json](results.json)). Figures are accuracies on the validation
-rows in percent: mean over the seeds, standard deviation, and number of seeds if it is not {seeds}. "not run" stands for a
-combination without a result.
+`just table` writes this page from its results ([results.json](results.json), with the figures of each seed). Figures are
+accuracies on the validation rows in percent: mean over the seeds, standard deviation, and number of seeds if it is not
+{seeds}. "not run" stands for a combination without a result.
 
 ![accuracy by task and method](results.svg)
 
@@ -43,20 +44,24 @@ combination without a result.
   `prefix-kv`. Prompts start as the text of the task. Sepal's heads start from the words of the labels, unless the
   table says otherwise; PEFT's start at random.
 - The language model is SmolLM2-135M-Instruct in Q4_1 from the package index, computed in fp32.
-- Time is that of the processor (all threads, loading and evaluation included) in seconds on one machine of two cores,
-  which did other work at the same time. Bytes are those that client and embedded server exchange, which would travel
-  to a server elsewhere.
+- Trained numbers, time and bytes are those of the largest training file with a result. Time is that of the processor
+  (all threads, loading and evaluation included) in seconds, on machines of two cores that did other work at the same
+  time. Bytes are those that client and embedded server exchange, which would travel to a server elsewhere.
 """
 
 
 def group(rows):
-    """Return the figures of all seeds by task, size and method."""
+    """Return the rows of all seeds, in their order, by task, size and method."""
     found = {}
-    for row in rows:
-        task, size, method, _, _ = row["key"]
-        for one in SIZES if size == "any" else [size]:
-            found.setdefault((task, one, method), []).append(row)
+    for row in sorted(rows, key=lambda row: row["key"][3]):
+        found.setdefault(tuple(row["key"][:3]), []).append(row)
     return found
+
+
+def in_each_size(groups):
+    """Return the groups with those of the size `any` in every size."""
+    return {(task, one, method): rows for (task, size, method), rows in groups.items()
+            for one in (SIZES if size == "any" else [size])}
 
 
 def summary(rows):
@@ -199,19 +204,30 @@ def replace_between(path, text):
     new.replace(path)
 
 
-def write(rows, root):
-    """Write the three files of docs and the table of the README from the lines of the results."""
-    docs = root / "docs"
-    results = {key: summary(found) for key, found in group(rows).items()}
-    seeds = max([one["seeds"] for one in results.values()], default=0)
-    order = [(task, size, method) for task in tasks.TASKS for size in SIZES for method, _ in ROWS]
-    listed = [{"task": key[0], "size": key[1], "method": key[2], **results[key]} for key in order if key in results]
+def place(key):
+    """Return the place of a result in docs/results.json; methods that the table does not know stay in the file."""
+    index = lambda names, name: names.index(name) if name in names else len(names)
+    task, size, method = key
+    return (index(list(tasks.TASKS), task), index(["any", *SIZES], size), index([name for name, _ in ROWS], method), key)
+
+
+def json_text(groups):
+    """Return docs/results.json: a result has the means over its seeds, and its values the figures of each seed."""
     document = {
         "protocol": {"validation_rows": tasks.VALIDATION_ROWS, "large": tasks.LARGE, "steps": sepal_runs.STEPS},
-        "results": listed,
+        "results": [{"task": key[0], "size": key[1], "method": key[2], **summary(groups[key]),
+                     "values": [table_rows.to_value(row) for row in groups[key]]} for key in sorted(groups, key=place)],
         "not_run": list(tasks.HUB),
     }
-    for name, text in [("results.json", json.dumps(document, indent=1) + "\n"), ("results.md", markdown(results, seeds)),
+    return json.dumps(document, indent=1) + "\n"
+
+
+def write(rows, root):
+    """Write the three files of docs and the table of the README."""
+    docs, groups = root / "docs", group(rows)
+    results = {key: summary(found) for key, found in in_each_size(groups).items()}
+    seeds = max([one["seeds"] for one in results.values()], default=0)
+    for name, text in [("results.json", json_text(groups)), ("results.md", markdown(results, seeds)),
                        ("results.svg", picture(results))]:
         new = docs / f"{name}.new"
         new.write_text(text, encoding="utf-8")

@@ -6,8 +6,9 @@ and the short table of README.md.
     just table --tasks films --seeds 3 --sst2 FOLDER  # fewer tasks; the folder of SST-2's train.tsv and dev.tsv
     just table --write                                # the pages only, from what is done
 
-Each figure is a line of `rows.jsonl` in the results folder. A combination with a line is not run again, so the table can
-be run in pieces, and an interrupted run loses one figure at most. The table says "not run" for the others.
+The figures of each run are a line of `rows.jsonl` in the results folder, and then a value of docs/results.json. A combination
+that has either is not run again, so the table can be run in pieces and on several machines, and an interruption loses one
+run at most. Where both differ, the line counts. The table says "not run" for the others.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import zipfile
 from pathlib import Path
 
 import pages
+import rows
 import sepal_runs
 import tasks
 
@@ -36,15 +38,6 @@ METHODS = [*BASELINES, *sepal_runs.METHODS]
 # Order of the queue: what the table needs first.
 ORDER = ["tf-idf", "sentence encoder", "zero-shot", "lora", "deep-ptune", "linear probe", "verbalizer", "ptune",
          "prefix-kv", "PEFT LoRA", "PEFT prompt tuning", "lora, random head"]
-
-
-def key(task, size, method, seed, model):
-    return [task, size, method, seed, model]
-
-
-def done(path):
-    """Return the lines of the results."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def baseline(args, task_name, method, size, seed, train, validation):
@@ -101,29 +94,36 @@ def queue(args):
     return [combination for _, combination in sorted(found)]
 
 
-def run_all(args, path):
-    known = {json.dumps(row["key"]) for row in done(path)}
-    for task, size, method, seed in queue(args):
-        name = key(task, "any" if method == "zero-shot" else size, method, seed, args.model)
-        if json.dumps(name) in known:
-            continue
+def missing(args, known):
+    """Return the combinations of the queue that no row has, with their keys."""
+    keys = {tuple(row["key"]) for row in known}
+    named = [(rows.key(*combination, args.model), combination) for combination in queue(args)]
+    return [(key, combination) for key, combination in named if tuple(key) not in keys]
+
+
+def run_one(args, task, size, method, seed):
+    """Run one combination and return its figures."""
+    train, validation = tasks.prepare(task, size, seed, args.sst2)
+    if method in BASELINES:
+        return baseline(args, task, method, size, seed, train, validation)
+    place = tasks.cache() / "runs" / task
+    return sepal_runs.run(args.program, tasks.TASKS[task], method, size, seed, args.model, train, validation, place)
+
+
+def run_all(args, combinations, path):
+    """Run the combinations and append a line for each that succeeds."""
+    for key, (task, size, method, seed) in combinations:
         try:
-            train, validation = tasks.prepare(task, size, seed, args.sst2)
-            if method in BASELINES:
-                figures = baseline(args, task, method, size, seed, train, validation)
-            else:
-                place = tasks.cache() / "runs" / task
-                figures = sepal_runs.run(args.program, tasks.TASKS[task], method, size, seed, args.model, train, validation, place)
+            figures = run_one(args, task, size, method, seed)
         except RuntimeError as problem:
             print(f"table: {task}, {size}, {method}, seed {seed}: failed: {problem}", file=sys.stderr, flush=True)
             continue
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": name, **figures}) + "\n")
+        rows.append(path, {"key": key, **figures})
         print(f"{task}, {size}, {method}, seed {seed}: {100 * figures['accuracy']:.1f} %, "
               f"{figures['cpu_seconds']:.0f} CPU seconds", flush=True)
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=list(tasks.TASKS), help="all but sst2, if not given")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD")
@@ -140,13 +140,20 @@ def main():
     args.tasks = args.tasks or [name for name in tasks.TASKS if name != "sst2" or args.sst2]
     if "sst2" in args.tasks and not args.sst2:
         parser.error("the task sst2 needs --sst2 FOLDER")
+    return args
+
+
+def main():
+    args = arguments()
     args.results.mkdir(parents=True, exist_ok=True)
-    path = args.results / "rows.jsonl"
+    committed, cached = ROOT / "docs/results.json", args.results / "rows.jsonl"
+    known = lambda: rows.merged(rows.read_committed(committed), rows.read_cached(cached))
     if not args.write:
-        if not args.python and any(method in BASELINES for method in args.methods):
+        combinations = missing(args, known())
+        if not args.python and any(method in BASELINES for _, (_, _, method, _) in combinations):
             args.python = environment.python("table", PACKAGES)
-        run_all(args, path)
-    pages.write(done(path), ROOT)
+        run_all(args, combinations, cached)
+    pages.write(known(), ROOT)
 
 
 if __name__ == "__main__":
