@@ -59,6 +59,10 @@ class Queue(unittest.TestCase):
         self.assertEqual([key for key, _ in run.missing(args(methods=["zero-shot"]), [])], [known[0]["key"]])
         self.assertEqual(run.missing(args(methods=["zero-shot"]), known), [])
 
+    def test_setfit_is_run_with_few_rows_only(self):
+        sizes = {size for _, (_, size, _, _) in run.missing(args(methods=["SetFit"]), [])}
+        self.assertEqual(sizes, {"16-shot"})
+
 
 class Pages(unittest.TestCase):
     def setUp(self):

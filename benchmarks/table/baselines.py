@@ -2,14 +2,17 @@
 """Methods of the table outside Sepal, run inside their own Python environment; prints its figures as JSON.
 
 tf-idf with logistic regression (scikit-learn), logistic regression on a frozen sentence encoder and on the frozen
-language model, and PEFT's prompt tuning and LoRA with the steps, rows and learning rates of Sepal's runs.
+language model, SetFit with its authors' options, and PEFT's prompt tuning and LoRA with the steps, rows and learning
+rates of Sepal's runs.
 """
 
 import argparse
 import csv
 import json
+import os
 import random
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -78,6 +81,28 @@ def encoder(args, train, train_labels, validation, labels):
     model_head = LogisticRegression(max_iter=2000).fit(embed(train), train_labels)
     count = model_head.coef_.size + model_head.intercept_.size
     return figures(labels, model_head.predict(embed(validation)), trained_numbers=int(count))
+
+
+def setfit(args, train, train_labels, validation, labels):
+    """SetFit as its authors train it: the encoder on pairs of rows, then logistic regression on its embeddings."""
+    # The encoder is a folder, so no name is looked up.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from datasets import Dataset
+    from setfit import SetFitModel, Trainer, TrainingArguments
+
+    model = SetFitModel.from_pretrained(str(unpack(args.encoder)))
+    body = model.model_body
+    body.max_seq_length = args.max_length
+    with tempfile.TemporaryDirectory() as folder:
+        options = TrainingArguments(output_dir=folder, batch_size=16, num_epochs=1, seed=args.seed, report_to="none",
+                                    save_strategy="no", show_progress_bar=False)
+        trainer = Trainer(model=model, args=options, train_dataset=Dataset.from_dict({"text": train, "label": train_labels}))
+        trainer.train()
+    # BERT's pooler has no part in the mean of hidden states, so nothing trains it.
+    count = sum(one.numel() for name, one in body.named_parameters() if ".pooler." not in name)
+    count += model.model_head.coef_.size + model.model_head.intercept_.size
+    return figures(labels, list(model.predict(validation)), steps=trainer.st_trainer.state.global_step,
+                   trained_numbers=int(count))
 
 
 def unpack(wheel):
@@ -197,8 +222,8 @@ def peft(args, train, train_labels, validation, labels):
     return figures(labels, predicted, steps=steps, trained_numbers=sum(one.numel() for one in trained))
 
 
-METHODS = {"tf-idf": tf_idf, "sentence encoder": encoder, "linear probe": linear_probe, "PEFT prompt tuning": peft,
-           "PEFT LoRA": peft}
+METHODS = {"tf-idf": tf_idf, "sentence encoder": encoder, "SetFit": setfit, "linear probe": linear_probe,
+           "PEFT prompt tuning": peft, "PEFT LoRA": peft}
 
 
 def main():
