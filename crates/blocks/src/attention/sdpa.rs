@@ -1,6 +1,7 @@
 //! Scaled dot-product attention of queries `[bins, heads, queries, dim]` on keys and values `[bins, heads, keys, dim]`,
 //! possibly with a mask `[bins or 1, heads or 1, queries, keys]` added to the scores. libtorch's CPU kernel never holds
-//! all scores at once. Capped scores and other devices use plain operations, in fp32.
+//! all scores at once. Capped scores and other devices use plain operations. Both compute in fp32: for 16 bits, the kernel
+//! prepares each of its many small products anew, which takes several times as long as the products.
 
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -14,7 +15,7 @@ pub(crate) struct AttentionPart {
     pub(crate) log_sums: Tensor,
 }
 
-/// True if libtorch has a kernel for these scores. It accepts masks in fp32 for queries of any kind.
+/// True if libtorch has a kernel for these scores.
 pub(crate) fn has_kernel(device: Device, heads: Heads) -> bool {
     heads.cap.is_none() && device == Device::Cpu
 }
@@ -49,9 +50,10 @@ fn kernel_forward(
     mask: Option<&Tensor>,
     heads: Heads,
 ) -> Result<AttentionPart, TchError> {
+    let [queries_fp32, keys, values] = to_fp32([queries, keys, values])?;
     let kernel = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu;
-    let (outputs, log_sums) = kernel(queries, keys, values, 0.0, is_causal, mask, heads.scale)?;
-    Ok(AttentionPart { outputs, log_sums })
+    let (outputs, log_sums) = kernel(&queries_fp32, &keys, &values, 0.0, is_causal, mask, heads.scale)?;
+    Ok(AttentionPart { outputs: outputs.f_to_kind(queries.kind())?, log_sums })
 }
 
 fn plain_forward(
@@ -91,7 +93,7 @@ impl BackwardInput {
     }
 }
 
-/// Returns the gradients of queries, keys and values, by the kernel in the kind of the queries, else in fp32.
+/// Returns the gradients of queries, keys and values in fp32.
 pub(crate) fn backward(
     input: &BackwardInput,
     keys_values: &[Tensor; 2],
@@ -120,10 +122,10 @@ fn kernel_backward(
     mask: Option<&Tensor>,
     heads: Heads,
 ) -> Result<[Tensor; 3], TchError> {
-    let BackwardInput { grad, queries, outputs, log_sums } = input;
-    let grad = grad.f_to_kind(queries.kind())?;
+    let [queries, keys, values] = to_fp32([&input.queries, keys, values])?;
+    let [grad, outputs] = to_fp32([&input.grad, &input.outputs])?;
     let kernel = Tensor::f_internal_scaled_dot_product_flash_attention_for_cpu_backward;
-    let grads = kernel(&grad, queries, keys, values, outputs, log_sums, 0.0, is_causal, mask, heads.scale);
+    let grads = kernel(&grad, &queries, &keys, &values, &outputs, &input.log_sums, 0.0, is_causal, mask, heads.scale);
     grads.map(|(queries, keys, values)| [queries, keys, values])
 }
 
@@ -221,5 +223,41 @@ mod tests {
             assert_close(&plain.outputs, &expected.detach());
             assert_close(&plain.log_sums, &input.log_sums);
         }
+    }
+
+    /// Outputs are rounded once; gradients are not.
+    #[test]
+    fn attention_of_16_bits_is_computed_in_fp32() {
+        let range = AttentionRange::Full;
+        let heads = Heads {
+            kv: 2,
+            repeat: 1,
+            dim: 8,
+            scale: None,
+            cap: None,
+            range,
+            is_rotated: true,
+            has_adjacent_pairs: false,
+        };
+        let rounded = [30, 50, 50, 30].map(|n| random([1, 2, n, 8]).to_kind(Kind::BFloat16));
+        let [queries, keys, values, grad] = &rounded;
+        let [wide_queries, wide_keys, wide_values, wide_grad] = rounded.each_ref().map(|x| x.to_kind(Kind::Float));
+        let (kv, wide_kv) = ([keys, values].map(Tensor::shallow_clone), [wide_keys, wide_values]);
+        let found = forward(queries, &kv, None, heads).expect("attention");
+        let wide = forward(&wide_queries, &wide_kv, None, heads).expect("attention");
+        assert_eq!(found.outputs, wide.outputs.to_kind(Kind::BFloat16));
+        assert_eq!(found.log_sums, wide.log_sums);
+        let outputs = found.outputs.to_kind(Kind::Float);
+        let AttentionPart { outputs: rounded_outputs, log_sums } = found;
+        let input = BackwardInput {
+            grad: grad.shallow_clone(),
+            queries: queries.shallow_clone(),
+            outputs: rounded_outputs,
+            log_sums: log_sums.shallow_clone(),
+        };
+        let wide_input = BackwardInput { grad: wide_grad, queries: wide_queries, outputs, log_sums };
+        let grads = backward(&input, &kv, None, heads).expect("gradients");
+        assert_eq!(grads, backward(&wide_input, &wide_kv, None, heads).expect("gradients"));
+        assert!(grads.iter().all(|grad| grad.kind() == Kind::Float));
     }
 }
