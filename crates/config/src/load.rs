@@ -2,6 +2,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use sepal_catalog::{Catalog, PluginKind};
+use sepal_core::ComputeFormat;
 use serde_json::{Map, Value};
 
 use crate::checks;
@@ -9,7 +10,7 @@ use crate::diagnose::{Finding, violations};
 use crate::layers::{ENV_PREFIX, Layer, Merged};
 use crate::path::KeyPath;
 use crate::problem::{Problem, Problems};
-use crate::schema::{Choices, Form, GROUP_PARAMS, choices, schema};
+use crate::schema::{Choices, FAST, Form, GROUP_PARAMS, choices, schema};
 use crate::spec::Spec;
 use crate::spec::plugins::overridden;
 use crate::sweep::{SWEEP, in_written_order};
@@ -248,7 +249,21 @@ pub(crate) fn fill_in(mut value: Value, catalog: &Catalog) -> Result<Spec, Strin
     if let Some(swarm) = value.get_mut("swarm").and_then(Value::as_object_mut) {
         swarm.entry("with").or_insert_with(|| Value::Object(Map::new()));
     }
+    choose_format(&mut value);
     serde_json::from_value(value).map_err(|error| error.to_string())
+}
+
+/// Replaces `model.compute: fast` by a format: the fastest one of the device if all blocks are in this process. Servers
+/// elsewhere have their own formats, so with them it is the default.
+pub(crate) fn choose_format(value: &mut Value) {
+    let is_here = matches!(value["swarm"]["use"].as_str(), None | Some("none" | "embedded"));
+    let Some(model) = value.get_mut("model").and_then(Value::as_object_mut) else { return };
+    if model.get("compute").is_none_or(|compute| compute != FAST) {
+        return;
+    }
+    let device = model.get("device").and_then(|device| serde_json::from_value(device.clone()).ok()).unwrap_or_default();
+    let format = is_here.then(|| ComputeFormat::fastest_on(device).name());
+    model.insert("compute".to_owned(), format.into());
 }
 
 fn resolve(kind: PluginKind, choice: &mut Value, catalog: &Catalog) -> Result<(), String> {

@@ -253,8 +253,13 @@ pub(crate) fn weight_format(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "enum": WeightFormat::ALL })
 }
 
+/// Value of `model.compute` that stands for the fastest format of the machine, see [`crate::load`].
+pub(crate) const FAST: &str = "fast";
+
 pub(crate) fn compute_format(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "anyOf": [{ "type": "string", "enum": ComputeFormat::ALL }, { "type": "null" }] })
+    let formats = ComputeFormat::ALL.map(ComputeFormat::name);
+    let names: Vec<&str> = formats.into_iter().chain([FAST]).collect();
+    json_schema!({ "anyOf": [{ "type": "string", "enum": names }, { "type": "null" }] })
 }
 
 pub(crate) fn cell(_: &mut SchemaGenerator) -> Schema {

@@ -143,8 +143,9 @@ pub struct ModelSpec {
     #[serde(default)]
     #[schemars(schema_with = "crate::schema::weight_format")]
     pub weights: WeightFormat,
-    /// Number format of the products of all blocks, in this process and on servers; by default `f32` if `device` is the
-    /// CPU, and `bf16` if it is a GPU. Servers with another format are not used.
+    /// Number format of the products of linear layers in all blocks, in this process and on servers; by default `f32` if
+    /// `device` is the CPU, and `bf16` if it is a GPU. `fast` is `bf16` also on CPUs that multiply bf16 (AVX512-BF16) if all
+    /// blocks run in this process; the run's folder states which format it was. Servers with another format are not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::schema::compute_format")]
     pub compute: Option<ComputeFormat>,

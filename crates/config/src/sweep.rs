@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::checks;
 use crate::diagnose::{Finding, violations};
 use crate::layers::{Layer, Merged};
-use crate::load::{Layers, fill_in, with_listed_names};
+use crate::load::{Layers, choose_format, fill_in, with_listed_names};
 use crate::path::KeyPath;
 use crate::problem::{Problem, Problems};
 use crate::schema::{Choices, Form, choices, schema};
@@ -67,6 +67,8 @@ impl Layers {
     /// [`Problems`]: those of all runs at once, each with its place in the sweep and the run.
     pub fn load_sweep(&self, catalog: &Catalog) -> Result<Sweep, Problems> {
         let (mut merged, layers, notices) = self.merge(catalog)?;
+        // A sweep is resumed in the format in which it began.
+        choose_format(&mut merged.value);
         let unmerged = |error: String| Problems::of_pipeline(self.name(), error);
         let (mut sweep, mut yaml) = (Value::Null, String::new());
         if let Some(fields) = merged.value.as_object_mut() {

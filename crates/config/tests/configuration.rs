@@ -3,7 +3,7 @@
 use insta::assert_snapshot;
 use sepal_config::spec::{EvaluateEvery, SwarmSpec};
 use sepal_config::{Layers, Loaded, schema};
-use sepal_core::{ComputeFormat, DType, WeightFormat};
+use sepal_core::{ComputeFormat, DType, Device, WeightFormat};
 use sepal_deep_ptune::DeepPtune;
 use sepal_plugin::{Head, Registry, Tuning, standard};
 use sepal_ptune::Ptune;
@@ -138,13 +138,18 @@ fn compute_format_defaults_to_that_of_the_device() {
     check(&["model.device=cuda:1", "model.compute=f32"], ComputeFormat::F32, "d");
     check(&["model.compute=f16", "model.weights=int8"], ComputeFormat::F16, "d+int8+compute-f16");
     check(&["model.compute=null", "model.weights=auto"], ComputeFormat::F32, "d");
+    check(&["model.compute=fast", "model.device=cuda:1"], ComputeFormat::Bf16, "d+compute-bf16");
+    let fastest = ComputeFormat::fastest_on(Device::Cpu);
+    check(&["model.compute=fast"], fastest, &fastest.digest("d"));
+    let with_servers = ["swarm.use=static", "swarm.with.servers=[127.0.0.1:4000]", "model.compute=fast"];
+    check(&with_servers, ComputeFormat::F32, "d");
 
     assert_eq!(good(&[], &[]).spec.model.weights, WeightFormat::Auto);
     assert!(!good(&[], &[]).spec.to_yaml().expect("YAML").contains("compute"), "no digest of a spec changes");
     let text = over(&[], &["model.weights=int4", "model.compute=int8"]);
     for expected in [
         r#"model.weights: expected one of auto, f32, bf16, f16, int8, nf4, found the text "int4""#,
-        r#"model.compute: expected one of f32, bf16, f16"#,
+        r#"model.compute: expected one of f32, bf16, f16, fast"#,
     ] {
         assert!(text.contains(expected), "{expected} is not in\n{text}");
     }
