@@ -29,7 +29,7 @@ PROGRAMS = ["--package", "sepal-front", "--package", "sepal-cli"]
 QUICK = [*PROGRAMS, "--bins", "--no-default-features", "--features", "sepal-cli/gateway,sepal-cli/mlflow"]
 FULL = ["--workspace", "--bins"]
 # Duration of a first build, measured on two idle cores.
-USUAL_MINUTES = "9"
+USUAL_MINUTES = "7"
 PAUSE_S = 30
 STATUS = re.compile(r"\s+(Adding|Blocking|Compiling|Dirty|Downloaded|Downloading|Finished|Fresh|Locking|Updating)\b")
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
