@@ -29,12 +29,12 @@ def args(**changed):
 
 
 class Merge(unittest.TestCase):
-    def test_cached_row_replaces_the_committed_one_of_its_key(self):
+    def test_committed_row_replaces_cached_ones_of_its_key(self):
         committed = [row("lora", "1k", 0, 0.5), row("lora", "1k", 1, 0.6)]
-        cached = [row("lora", "1k", 1, 0.7), row("lora", "16-shot", 1, 0.8), row("lora", "1k", 1, 0.9)]
+        cached = [row("lora", "1k", 1, 0.7), row("lora", "16-shot", 1, 0.8), row("lora", "16-shot", 1, 0.9)]
         found = {tuple(one["key"]): one["accuracy"] for one in rows.merged(committed, cached)}
-        self.assertEqual(found, {("films", "1k", "lora", 0, MODEL): 0.5, ("films", "1k", "lora", 1, MODEL): 0.9,
-                                 ("films", "16-shot", "lora", 1, MODEL): 0.8})
+        self.assertEqual(found, {("films", "1k", "lora", 0, MODEL): 0.5, ("films", "1k", "lora", 1, MODEL): 0.6,
+                                 ("films", "16-shot", "lora", 1, MODEL): 0.9})
 
     def test_missing_files_have_no_rows(self):
         self.assertEqual(rows.read_committed(Path("none.json")) + rows.read_cached(Path("none.jsonl")), [])

@@ -41,11 +41,11 @@ accuracies on the validation rows in percent: mean over the seeds, standard devi
   once). The language models read 64 tokens of a text with its template, all-MiniLM-L6-v2 64 tokens without it, and tf-idf
   its first 2000 characters, which is far more of a mail or an article. PEFT takes the same number of steps, rows and
   tokens.
-- SetFit reads the same rows, 16 of each class, but takes its own steps with its authors' options: one epoch of pairs of
-  rows in batches of 16, as many pairs of one class as of two, then logistic regression. 32 rows make 544 pairs and 34
-  steps. It trains its whole encoder, all-MiniLM-L6-v2 with 22.6 million numbers, which had been trained on more than a
-  billion pairs of sentences before; SmolLM2-135M had not. {large} rows make half a million pairs and 33,000 steps, so
-  SetFit has no result with them.
+- SetFit reads the same rows, 16 of each class, but takes its own steps with its authors' options except for the 64
+  tokens: one epoch of pairs of rows in batches of 16, as many pairs of one class as of two, then logistic regression.
+  32 rows of two classes make 544 pairs and 34 steps. It trains its whole encoder, all-MiniLM-L6-v2 with 22.6 million
+  numbers, which had been trained on more than a billion pairs of sentences before; SmolLM2-135M had not. {large} rows
+  make half a million pairs and 33,000 steps, so SetFit has no result with them.
 - Options are fixed for all tasks and were not chosen by these validation rows: AdamW without decay, a linear schedule with
   5 steps of warm-up, gradients clipped at norm 1. Rates are 1e-3 for LoRA and deep prompts, 3e-3 for prompts and 1e-2 for
   `prefix-kv`. Prompts start as the text of the task. Sepal's heads start from the words of the labels, unless the

@@ -31,8 +31,11 @@ def append(path, row):
 
 
 def merged(committed, cached):
-    """Return one row for each key: the last cached one, or else the committed one."""
-    return list({tuple(row["key"]): row for row in [*committed, *cached]}.values())
+    """Return one row for each key: the committed one, or else the last cached one.
+
+    A key that is committed is not run again, so a cached row beside it is an older one.
+    """
+    return list({tuple(row["key"]): row for row in [*cached, *committed]}.values())
 
 
 def to_value(row):

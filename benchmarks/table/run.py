@@ -8,7 +8,7 @@ and the short table of README.md.
 
 The figures of each run are a line of `rows.jsonl` in the results folder, and then a value of docs/results.json. A combination
 that has either is not run again, so the table can be run in pieces and on several machines, and an interruption loses one
-run at most. Where both differ, the line counts. The table says "not run" for the others.
+run at most. Where both exist, the value counts. The table says "not run" for the others.
 """
 
 import argparse
@@ -37,7 +37,8 @@ CHEAP = ["tf-idf", "sentence encoder"]
 ENCODED = ["sentence encoder", "SetFit"]
 # Sizes of methods that are not run with all of them: SetFit makes half a million pairs of 1024 rows, 33,000 steps.
 SIZES = {"SetFit": ["16-shot"]}
-BASELINES = {"tf-idf": None, "sentence encoder": None, "SetFit": None, "linear probe": None, "PEFT prompt tuning": 3e-3, "PEFT LoRA": 1e-3}
+BASELINES = {"tf-idf": None, "sentence encoder": None, "SetFit": None, "linear probe": None, "PEFT prompt tuning": 3e-3,
+             "PEFT LoRA": 1e-3}
 METHODS = [*BASELINES, *sepal_runs.METHODS]
 # Order of the queue: what the table needs first.
 ORDER = ["tf-idf", "sentence encoder", "zero-shot", "lora", "deep-ptune", "SetFit", "linear probe", "verbalizer",
