@@ -66,6 +66,16 @@ fn grid_is_every_combination_with_the_last_key_fastest() {
     assert_eq!((&members[1].spec.optimizer.with["lr"], members[1].spec.train.seed), (&json!(0.003), 5));
 }
 
+/// A sweep that is resumed on another machine keeps its format.
+#[test]
+fn written_sweep_names_the_format_that_fast_chose() {
+    let fast = PIPELINE.replace("source: tiny", "source: tiny, compute: fast");
+    let sweep = load(&Layers::text("demo.yaml", format!("{fast}sweep: {{ train.seed: [0, 1] }}")));
+    let chosen = sepal_core::ComputeFormat::fastest_on(sepal_core::Device::Cpu);
+    assert!(sweep.yaml.contains(&format!("compute: {chosen}")) && !sweep.yaml.contains("fast"), "{}", sweep.yaml);
+    assert!(sweep.members.iter().all(|member| member.spec.model.compute == Some(chosen)));
+}
+
 #[test]
 fn keys_of_a_grid_keep_the_order_of_the_file() {
     let expected = [
