@@ -53,6 +53,9 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
     // A server that moves takes as many blocks again.
     let need = check_memory(args, &sizes, span, &free)?;
     let available = free.total().map(|bytes| bytes.saturating_sub(need.weights + need.loading));
+    if let Some(notice) = args.devices.iter().find_map(|&device| args.compute_format().notice_on(device)) {
+        tracing::warn!("{notice} (--compute)");
+    }
     let options = options(args, checkpoint, ClientMemory::new(args.into(), available)?, &key);
     // Signals are not handled yet, so that Ctrl-C ends the download at once.
     model.bring(span, &AtomicBool::new(false))?;

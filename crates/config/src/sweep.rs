@@ -1,5 +1,6 @@
 //! Sweeps: several runs of one pipeline, with different values of some keys.
 
+mod format;
 mod grid;
 mod problems;
 mod settings;
@@ -67,20 +68,15 @@ impl Layers {
     /// [`Problems`]: those of all runs at once, each with its place in the sweep and the run.
     pub fn load_sweep(&self, catalog: &Catalog) -> Result<Sweep, Problems> {
         let (mut merged, layers, notices) = self.merge(catalog)?;
-        // A sweep is resumed in the format in which it began.
-        choose_format(&mut merged.value);
-        let unmerged = |error: String| Problems::of_pipeline(self.name(), error);
-        let (mut sweep, mut yaml) = (Value::Null, String::new());
-        if let Some(fields) = merged.value.as_object_mut() {
-            sweep = in_written_order(fields.shift_remove(SWEEP).unwrap_or_default(), &layers);
-            let mut whole = fields.clone();
-            whole.insert(SWEEP.to_owned(), sweep.clone());
-            let mut whole = Value::Object(whole);
-            withhold(&mut whole);
-            yaml = serde_saphyr::to_string(&whole).map_err(|error| unmerged(error.to_string()))?;
-        }
+        let fields = merged.value.as_object_mut();
+        let sweep = fields.and_then(|fields| fields.shift_remove(SWEEP)).unwrap_or_default();
+        let sweep = in_written_order(sweep, &layers);
         let mut findings = Vec::new();
         let runs = grid::expand(&sweep, &mut findings);
+        findings.extend(format::undecided(&merged.value, &runs));
+        choose_format(&mut merged.value);
+        let yaml = written(&merged.value, &sweep);
+        let yaml = yaml.map_err(|error| Problems::of_pipeline(self.name(), error.to_string()))?;
         let halving = halving(&sweep, &merged.value, &mut findings);
         let problem = |finding: Finding| {
             let Finding { key, message, suggestion } = finding;
@@ -97,6 +93,16 @@ impl Layers {
         }
         Ok(Sweep { members, halving, notices, yaml })
     }
+}
+
+/// Pipeline file of a sweep.
+fn written(pipeline: &Value, sweep: &Value) -> Result<String, serde_saphyr::SerializeError> {
+    let mut whole = pipeline.clone();
+    if let Some(fields) = whole.as_object_mut() {
+        fields.insert(SWEEP.to_owned(), sweep.clone());
+    }
+    withhold(&mut whole);
+    serde_saphyr::to_string(&whole)
 }
 
 /// Reads the options of early stopping.

@@ -106,7 +106,7 @@ impl ComputeFormat {
 
     /// Fastest format on a device: bf16 on a GPU and on a CPU that multiplies bf16 (AVX512-BF16), else fp32.
     pub fn fastest_on(device: Device) -> Self {
-        Self::fastest(device, multiplies_bf16())
+        Self::fastest(device, Self::Bf16.is_multiplied_by_cpu())
     }
 
     fn fastest(device: Device, has_bf16: bool) -> Self {
@@ -114,6 +114,27 @@ impl ComputeFormat {
             Device::Cpu if !has_bf16 => Self::F32,
             _ => Self::Bf16,
         }
+    }
+
+    /// True if the processor multiplies numbers of this format. Others are converted for each product: on a processor with
+    /// only AVX2, products in bf16 take a hundred times as long as in fp32. Only for x86-64 is it known of 16 bits.
+    pub fn is_multiplied_by_cpu(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return match self {
+            Self::F32 => true,
+            Self::Bf16 => std::arch::is_x86_feature_detected!("avx512bf16"),
+            Self::F16 => std::arch::is_x86_feature_detected!("avx512fp16"),
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        return self == Self::F32;
+    }
+
+    /// What to know before products in this format are computed on a device, if they are slow there.
+    pub fn notice_on(self, device: Device) -> Option<String> {
+        let is_slow = device == Device::Cpu && !self.is_multiplied_by_cpu();
+        is_slow.then(|| {
+            format!("products in {self} may take many times as long as in f32, because this processor does not multiply {self}")
+        })
     }
 
     /// Written name: `f32`, `bf16` or `f16`.
@@ -142,17 +163,6 @@ impl ComputeFormat {
 
 text_by_name!(ComputeFormat, "a format of the computation; write f32, bf16 or f16");
 
-/// True if the processor multiplies bf16. On one with only AVX2, products in bf16 take a hundred times as long as in fp32.
-#[cfg(target_arch = "x86_64")]
-fn multiplies_bf16() -> bool {
-    std::arch::is_x86_feature_detected!("avx512bf16")
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn multiplies_bf16() -> bool {
-    false
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,5 +173,14 @@ mod tests {
         assert_eq!(fastest(Device::Cpu, false), ComputeFormat::F32);
         assert_eq!(fastest(Device::Cpu, true), ComputeFormat::Bf16);
         assert_eq!(fastest(Device::Cuda(0), false), ComputeFormat::Bf16);
+    }
+
+    #[test]
+    fn notice_is_given_for_formats_that_the_processor_does_not_multiply() {
+        for format in ComputeFormat::ALL {
+            assert_eq!(format.notice_on(Device::Cpu).is_none(), format.is_multiplied_by_cpu(), "{format}");
+            assert_eq!(format.notice_on(Device::Cuda(0)), None);
+        }
+        assert_eq!(ComputeFormat::F32.notice_on(Device::Cpu), None);
     }
 }

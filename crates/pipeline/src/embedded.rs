@@ -161,6 +161,9 @@ pub(crate) fn load_blocks(
     let error = |source: BoxError| AssembleError::Load { part: "blocks", source };
     let span = Span::new(blocks.start, blocks.end).map_err(|source| error(source.into()))?;
     check_memory(spec, checkpoint, span, tape_bytes, observer)?;
+    if let Some(notice) = spec.model.compute_format().notice_on(spec.model.device) {
+        observer.event(Event::Notice(&format!("blocks: {notice}; `model.compute` is the format")));
+    }
     let load = || -> Result<BlockStack, BoxError> {
         let placement = Placement::on(spec.model.device, spec.model.weights, spec.model.compute_format())?;
         Ok(BlockStack::load_with(checkpoint, span, placement)?)

@@ -24,7 +24,7 @@ impl CausalRows<'_> {
         let (shape, heads) = (self.shape, self.shape.heads);
         let results = shape.empty_results(queries)?;
         for (bin, kv) in self.key_heads() {
-            let keys_values = self.keys_values.narrow(bin, kv)?;
+            let keys_values = self.keys_values.narrow(bin, kv)?.to_fp32()?;
             for repeat in self.repeats(kv) {
                 let block = HeadBlock { bin: bin.start, kv, repeat };
                 let queries = shape.heads_of_bin(queries, block)?;
@@ -48,7 +48,7 @@ impl CausalRows<'_> {
         grad_kv: &KeysValues,
     ) -> Result<(), TchError> {
         for (bin, kv) in self.key_heads() {
-            let keys_values = self.keys_values.narrow(bin, kv)?;
+            let keys_values = self.keys_values.narrow(bin, kv)?.to_fp32()?;
             let mut sums: Option<Vec<[Tensor; 2]>> = None;
             for repeat in self.repeats(kv) {
                 let grads =

@@ -24,6 +24,12 @@ impl KeysValues {
         Ok(Self { own, prefix: self.prefix.as_ref().map(|prefix| kv.narrow_dim(prefix, 2)).transpose()? })
     }
 
+    /// The same in fp32, so that kernel calls on parts of it, or on several views of it, do not each convert it.
+    pub(crate) fn to_fp32(&self) -> Result<Self, TchError> {
+        let prefix = self.prefix.as_ref().map(|prefix| prefix.f_to_kind(Kind::Float)).transpose()?;
+        Ok(Self { own: self.own.f_to_kind(Kind::Float)?, prefix })
+    }
+
     /// Copies keys and values with the prefix before each bin, `[bins, kv, prefix_len + len, dim]`; views without a prefix.
     pub(crate) fn joined(&self) -> Result<[Tensor; 2], TchError> {
         let Some(prefix) = &self.prefix else { return by_head(&self.own) };

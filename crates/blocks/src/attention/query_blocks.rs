@@ -39,7 +39,7 @@ impl QueryBlocks<'_> {
         let shape = self.shape;
         let results = shape.empty_results(queries)?;
         for (bins, kv) in self.key_heads() {
-            let keys_values = self.keys_values.narrow(bins, kv)?.joined()?;
+            let keys_values = self.keys_values.narrow(bins, kv)?.to_fp32()?.joined()?;
             for block in self.blocks(bins, kv) {
                 let mask = self.tokens.mask(&block, self.config, self.window)?;
                 let queries = shape.block(queries, &block)?;
@@ -60,7 +60,7 @@ impl QueryBlocks<'_> {
     ) -> Result<(), TchError> {
         let shape = self.shape;
         for (bins, kv) in self.key_heads() {
-            let keys_values = self.keys_values.narrow(bins, kv)?.joined()?;
+            let keys_values = self.keys_values.narrow(bins, kv)?.to_fp32()?.joined()?;
             let zeros = |tensor: &Tensor| Tensor::f_zeros(tensor.size(), (Kind::Float, tensor.device()));
             let sums = [zeros(&keys_values[0])?, zeros(&keys_values[1])?];
             for block in self.blocks(bins, kv) {

@@ -77,6 +77,31 @@ fn written_sweep_names_the_format_that_fast_chose() {
 }
 
 #[test]
+fn fast_is_refused_if_the_runs_may_need_different_formats() {
+    let of = |model: &str, sweep: &str| {
+        let file = PIPELINE.replace("source: tiny", &format!("source: tiny{model}"));
+        match Layers::text("demo.yaml", format!("{file}{sweep}")).load_sweep(registry().catalog()) {
+            Ok(sweep) => panic!("no problem in {:?}", sweep.yaml),
+            Err(problems) => problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+        }
+    };
+    for (sweep, key) in [
+        ("sweep: { swarm.use: [none, embedded] }", "swarm.use"),
+        ("sweep: { swarm: [{ use: none }, { use: embedded }] }", "swarm.use"),
+        ("sweep: { model.device: [cpu, 'cuda:0'] }", "model.device"),
+        ("sweep: [{ model: { device: 'cuda:0' } }, {}]", "model.device"),
+    ] {
+        let problems = of(", compute: fast", sweep);
+        let expected = format!("model.compute: expected f32, bf16 or f16, because the runs of the sweep set `{key}`");
+        assert!(problems.contains(&expected), "{sweep}: {problems}");
+    }
+    for sweep in ["sweep: { model.compute: [f32, fast] }", "sweep: [{ model: { compute: fast } }, {}]"] {
+        let problems = of("", sweep);
+        assert!(problems.contains("expected f32, bf16 or f16 as a format of some runs"), "{sweep}: {problems}");
+    }
+}
+
+#[test]
 fn keys_of_a_grid_keep_the_order_of_the_file() {
     let expected = [
         "train.seed 0, optimizer.with.lr 0.1",

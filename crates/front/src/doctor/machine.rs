@@ -2,6 +2,7 @@
 
 use std::num::NonZero;
 
+use sepal_core::ComputeFormat;
 use sepal_machine::HostMemory;
 
 use super::finding::Finding;
@@ -24,7 +25,10 @@ pub(super) fn processor() -> Finding {
         let fix = "matrix products take several times as long without AVX2; let another machine serve the blocks";
         return Finding::warning(found, fix);
     }
-    let bits = if features.contains(&"bf16") { "" } else { "; no bf16 arithmetic, so matrix products stay in fp32" };
+    let bits = match ComputeFormat::Bf16.is_multiplied_by_cpu() {
+        true => "",
+        false => "; it does not multiply bf16, so `model.compute: fast` is f32",
+    };
     Finding::ok(format!("{found}{bits}"))
 }
 
@@ -35,7 +39,7 @@ fn features() -> Vec<&'static str> {
         ("FMA", std::arch::is_x86_feature_detected!("fma")),
         ("AVX-512", std::arch::is_x86_feature_detected!("avx512f")),
         ("VNNI", std::arch::is_x86_feature_detected!("avx512vnni")),
-        ("bf16", std::arch::is_x86_feature_detected!("avx512bf16")),
+        ("bf16", ComputeFormat::Bf16.is_multiplied_by_cpu()),
     ];
     #[cfg(target_arch = "aarch64")]
     let known = [
