@@ -123,6 +123,8 @@ def tokenized(args, tokenizer, texts):
     """Fill the template and cut the text, not the words of the template, to `max_length` tokens."""
     before, after = args.template.split("{text}")
     before, after = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, after))
+    # Tokens that the model expects before any text, such as Gemma's `<bos>`.
+    before = tokenizer("")["input_ids"] + before
     room = args.max_length - len(before) - len(after)
     return [before + tokenizer(text, add_special_tokens=False)["input_ids"][:room] + after for text in texts]
 
