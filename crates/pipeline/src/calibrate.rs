@@ -8,8 +8,9 @@ use sepal_metrics::{
     CALIBRATION_BINS, MetricError, TemperatureFit, best_f1_threshold, calibration, class_temperature,
     label_temperature, log_loss, reliability, scaled_sigmoid, scaled_softmax,
 };
-use sepal_plugin::{Prediction, TaskHead};
+use sepal_plugin::{HeadError, Logits, Prediction, TaskHead};
 use sepal_track::Calibration;
+use tch::Tensor;
 
 use crate::error::CalibrateError;
 
@@ -49,6 +50,20 @@ impl Decisions {
             _ => {}
         }
         prediction
+    }
+
+    /// The head's mean loss of the rows with its logits divided by the temperature; `None` without one.
+    pub(crate) fn loss(
+        &self,
+        head: &dyn TaskHead,
+        prediction: &Prediction,
+        labels: &Labels,
+    ) -> Result<Option<f64>, HeadError> {
+        let Some(temperature) = self.temperature else { return Ok(None) };
+        let size = [prediction.logits.len(), prediction.logits.first().map_or(0, Vec::len)].map(|size| size as i64);
+        let logits = Tensor::f_from_slice(&prediction.logits.concat())?.f_view(size)?.f_div_scalar_(temperature)?;
+        let loss = tch::no_grad(|| head.loss(&Logits::new(logits), labels))?;
+        Ok(Some(f64::try_from(&loss)?))
     }
 
     /// Thresholds of the labels, `[n_labels]`, where rows have any number of them; empty for one half.
@@ -188,12 +203,12 @@ fn is_hot(row: &[f32]) -> Vec<bool> {
 #[cfg(test)]
 mod tests {
     use sepal_config::spec::ThresholdGoal;
-    use sepal_plugin::{HeadError, HiddenView, Logits, Phase};
-    use tch::Tensor;
+    use sepal_plugin::{HiddenView, Phase};
+    use tch::Kind;
 
     use super::*;
 
-    /// Head that only describes its task.
+    /// Head that describes its task and has the cross entropy of classes.
     struct Described(Task);
 
     impl TaskHead for Described {
@@ -201,8 +216,9 @@ mod tests {
             Err(HeadError::NoItems)
         }
 
-        fn loss(&self, _: &Logits, _: &Labels) -> Result<Tensor, HeadError> {
-            Err(HeadError::NoItems)
+        fn loss(&self, logits: &Logits, labels: &Labels) -> Result<Tensor, HeadError> {
+            let Labels::Class(classes) = labels else { return Err(HeadError::NoItems) };
+            Ok(logits.values.log_softmax(-1, Kind::Float).nll_loss(&Tensor::from_slice(classes)))
         }
 
         fn predict(&self, _: &Logits) -> Result<Prediction, HeadError> {
@@ -245,7 +261,10 @@ mod tests {
         assert!(found.warnings.len() == 1 && found.warnings[0].contains("5 rows only"), "{:?}", found.warnings);
         assert!(calibration.after["log_loss"] < calibration.before["log_loss"]);
         assert!(calibration.after["f1"] > calibration.before["f1"] && calibration.after["f1"] == 1.0);
-        let decided = Decisions::new(head.task(), Some(&calibration)).apply(prediction);
+        let decisions = Decisions::new(head.task(), Some(&calibration));
+        let loss = decisions.loss(&head, &prediction, &labels).expect("a loss").expect("a temperature");
+        assert!((loss - calibration.after["log_loss"]).abs() < 1e-6, "{loss}, {calibration:?}");
+        let decided = decisions.apply(prediction);
         assert_eq!(decided.class, [0, 1, 1, 1, 1]);
         let threshold = calibration.thresholds["good"];
         assert!(decided.probabilities[4][1] == threshold && calibration.thresholds.len() == 1, "{calibration:?}");
@@ -275,6 +294,8 @@ mod tests {
         assert!(found.calibration.temperature.is_none(), "all rows are right");
         assert!(found.warnings.iter().any(|warning| warning.contains("stays 1")), "{:?}", found.warnings);
         let kept = Decisions::new(head.task(), None).apply(prediction.clone());
+        let loss = Decisions::new(head.task(), None).loss(&head, &prediction, &Labels::Class(vec![0, 1]));
+        assert_eq!(loss.expect("no temperature"), None);
         assert_eq!((kept.class, kept.probabilities), (prediction.class, prediction.probabilities));
     }
 

@@ -263,6 +263,10 @@ impl Classifier {
         let prediction = self.decisions.apply(std::mem::take(&mut evaluation.prediction));
         let metrics = self.model.head.metrics(&prediction, &labels).map_err(ClassifierError::Head)?;
         evaluation.record.metrics = metrics.into_iter().collect();
+        let calibrated = self.decisions.loss(&*self.model.head, &prediction, &labels);
+        if let Some(loss) = calibrated.map_err(ClassifierError::Head)? {
+            evaluation.record.loss = loss;
+        }
         let headline = headline(&evaluation, &self.manifest.data.class_rows).to_owned();
         let predictions = predictions_file(&table, &labels, self.task(), &self.frozen.tokenizer, &prediction)
             .map_err(|source| ClassifierError::Predictions(source.into()))?;
