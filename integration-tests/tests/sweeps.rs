@@ -165,6 +165,37 @@ fn runs_that_all_fail_before_a_selection_are_tried_again() {
 }
 
 #[test]
+fn resume_with_other_rows_is_refused_before_a_run_begins() {
+    let fixture = Fixture::new("llama-gqa");
+    let done = sweep(&fixture, &["train.max_steps=2", "sweep.train.seed=[0..3]"]);
+    let folder = folder(&fixture, &done);
+    // As if the third run had not begun.
+    let path = folder.join("sweep.json");
+    let read = || -> Value { serde_json::from_slice(&fs::read(&path).expect("a record")).expect("JSON") };
+    let mut record = read();
+    let last = folder.join(record["runs"][2]["folder"].as_str().expect("a name"));
+    record["runs"][2]["state"] = "waiting".into();
+    fs::write(&path, record.to_string()).expect("written");
+    fs::remove_dir_all(&last).expect("removed");
+    let whole = fs::read_to_string(fixture.path("train.csv")).expect("rows");
+    let fewer: Vec<&str> = whole.lines().take(97).collect();
+    fs::write(fixture.path("train.csv"), fewer.join("\n")).expect("written");
+
+    let resume = ["sweep", "--resume", done["folder"].as_str().expect("a folder"), "--json"];
+    let messages = failure_messages(fixture.sepal(&resume));
+    for expected in ["run 001-seed=0 has others", "96 training rows (", "instead of 192 training rows ("] {
+        assert!(messages.contains(expected), "{messages}");
+    }
+    assert!(!last.exists(), "no run begins");
+    assert_eq!(read()["runs"], record["runs"]);
+
+    fs::write(fixture.path("train.csv"), whole).expect("written");
+    let output = fixture.sepal(&resume).output().expect("sepal runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(states(&serde_json::from_slice(&output.stdout).expect("JSON")), ["finished"; 3]);
+}
+
+#[test]
 fn failed_run_is_named_and_the_others_finish() {
     let fixture = Fixture::new("llama-gqa");
     let sets = ["train.epochs=1", "sweep.data.train=[train.csv, missing.csv]"];

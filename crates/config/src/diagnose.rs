@@ -60,6 +60,7 @@ impl Diagnosis<'_> {
             Kind::Repeated => findings.push(Finding::new(key, self.repeated())),
             Kind::Choice if key.last_key() == Some("use") => findings.push(self.unknown_plugin(key)),
             Kind::Pattern => findings.push(self.wrong_text(key)),
+            Kind::Range => findings.push(self.out_of_range(key)),
             Kind::Type | Kind::Choice | Kind::Other => findings.push(self.mismatch(key)),
         }
     }
@@ -109,6 +110,12 @@ impl Diagnosis<'_> {
         let unquoted = subschema["type"] == "string" && (found.is_number() || found.is_boolean());
         let hint = if unquoted { "; quotation marks make it text" } else { "" };
         Finding { key, message: format!("expected {}, found {}{hint}", describe(subschema), show(found)), suggestion }
+    }
+
+    fn out_of_range(&self, key: KeyPath) -> Finding {
+        let [least, most] = validate::whole_numbers(self.violation.schema).unwrap_or_default();
+        let found = show(self.violation.value);
+        Finding::new(key, format!("expected a whole number from {least} to {most}, found {found}"))
     }
 
     fn nearest_choice(&self, choices: &[&str]) -> Option<String> {

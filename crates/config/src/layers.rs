@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use crate::diagnose::Finding;
 use crate::path::{KeyPath, Segment};
 use crate::positions::Positions;
 use crate::problem::{Origin, Problem};
@@ -29,9 +30,9 @@ impl Layer {
         let origin = |position| Origin::File { name: name.to_owned(), position };
         match yaml::parse(text) {
             Ok(Value::Object(values)) => {
-                Ok(Self { positions: Positions::new(text), ..Self::of_values(origin(None), values) })
+                Self::of_values(Self { positions: Positions::new(text), ..Self::empty(origin(None)) }, values)
             }
-            Ok(Value::Null) => Ok(Self::of_values(origin(None), Map::new())),
+            Ok(Value::Null) => Ok(Self::empty(origin(None))),
             Ok(_) => Err(problem(origin(None), "expected a map of keys, such as `name: my-run`")),
             Err(error) => Err(problem(origin(error.position), &error.message)),
         }
@@ -41,20 +42,36 @@ impl Layer {
     pub(crate) fn file_of_key(name: &str, text: &str, key: &str) -> Result<Self, Problem> {
         let origin = |position| Origin::File { name: name.to_owned(), position };
         match yaml::parse(text) {
-            Ok(value) => Ok(Self {
-                positions: Positions::new(text),
-                root: KeyPath::keys([key]),
-                ..Self::of_values(origin(None), Map::from_iter([(key.to_owned(), value)]))
-            }),
+            Ok(value) => {
+                let (positions, root) = (Positions::new(text), KeyPath::keys([key]));
+                let values = Map::from_iter([(key.to_owned(), value)]);
+                Self::of_values(Self { positions, root, ..Self::empty(origin(None)) }, values)
+            }
             Err(error) => Err(problem(origin(error.position), &error.message)),
         }
     }
 
-    fn of_values(origin: Origin, mut values: Map<String, Value>) -> Self {
+    fn empty(origin: Origin) -> Self {
+        Self { origin, values: Map::new(), positions: Positions::default(), root: KeyPath::root() }
+    }
+
+    /// The empty layer with these values.
+    fn of_values(empty: Self, mut values: Map<String, Value>) -> Result<Self, Problem> {
         if let Some(sweep) = values.get_mut(SWEEP) {
-            *sweep = with_paths_as_keys(std::mem::take(sweep));
+            *sweep = with_paths_as_keys(std::mem::take(sweep)).map_err(|finding| {
+                let Finding { key, message, suggestion } = finding;
+                Problem { origin: empty.origin_of(&key), key, message, suggestion }
+            })?;
         }
-        Self { origin, values, positions: Positions::default(), root: KeyPath::root() }
+        Ok(Self { values, ..empty })
+    }
+
+    /// Origin of the value at `path`, or of the section where it is missing.
+    fn origin_of(&self, path: &KeyPath) -> Origin {
+        let Origin::File { name, .. } = &self.origin else { return self.origin.clone() };
+        let below = path.below(&self.root).map(|below| KeyPath::root().join(below));
+        let position = below.and_then(|below| self.positions.nearest(&below));
+        Origin::File { name: name.clone(), position }
     }
 
     /// Layer of an environment variable `SEPAL__A__B`, which sets `a.b`.
@@ -85,7 +102,7 @@ impl Layer {
             Err(error) => return Err(Problem { key: KeyPath::keys(keys.iter().copied()), ..problem(origin, &error) }),
         };
         match keys.iter().rev().fold(leaf, |below, key| json!({ *key: below })) {
-            Value::Object(values) => Ok(Self::of_values(origin, values)),
+            Value::Object(values) => Self::of_values(Self::empty(origin), values),
             _ => Err(problem(origin, "expected a key, for example train.seed")),
         }
     }
@@ -197,21 +214,22 @@ impl Merged {
     /// Origin of the value at `path`, or of the section where it is missing.
     pub(crate) fn origin_of(&self, path: &KeyPath, layers: &[Layer]) -> Origin {
         match layers.get(self.layer_of(path)) {
-            Some(Layer { origin: Origin::File { name, .. }, positions, root, .. }) => {
-                let position = path.below(root).and_then(|below| positions.nearest(&KeyPath::root().join(below)));
-                Origin::File { name: name.clone(), position }
-            }
-            Some(layer) => layer.origin.clone(),
+            Some(layer) => layer.origin_of(path),
             None => Origin::File { name: "the pipeline".to_owned(), position: None },
         }
     }
 }
 
+const TWO_TO_63: f64 = 9_223_372_036_854_775_808.0;
+const TWO_TO_64: f64 = 18_446_744_073_709_551_616.0;
+
 /// Sorts the keys of maps, and writes `3.0` as `3`, which readers of whole numbers accept.
 fn normalized(value: Value) -> Value {
     match value {
-        Value::Number(number) => match number.as_f64() {
-            Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < 9e15 => json!(float as i64),
+        Value::Number(number) => match number.as_f64().filter(|float| number.is_f64() && float.fract() == 0.0) {
+            // The bounds are powers of two, so that the conversions are exact.
+            Some(float) if (0.0..TWO_TO_64).contains(&float) => json!(float as u64),
+            Some(float) if (-TWO_TO_63..0.0).contains(&float) => json!(float as i64),
             _ => Value::Number(number),
         },
         Value::Array(entries) => entries.into_iter().map(normalized).collect(),
@@ -242,6 +260,12 @@ mod tests {
         assert_eq!([layer(&["b", "y"]), layer(&["b", "x"]), layer(&["b", "z"]), layer(&["a", "c"])], [0, 1, 1, 2]);
         assert_eq!([layer(&["b"]), layer(&["b", "missing"]), layer(&["missing"]), layer(&[])], [1, 1, 0, 0]);
         assert_eq!(merged.layer_of(&KeyPath::keys(["b", "x"]).index(0)), 1);
+    }
+
+    #[test]
+    fn whole_numbers_have_no_fraction_and_others_stay() {
+        let numbers = normalized(json!([3.0, -3.0, 1.0e16, u64::MAX, TWO_TO_64, 0.5]));
+        assert_eq!(numbers, json!([3, -3, 10_000_000_000_000_000_u64, u64::MAX, TWO_TO_64, 0.5]));
     }
 
     #[test]

@@ -56,11 +56,11 @@ impl Layers {
     pub fn read(path: &Path) -> Result<Self, ReadError> {
         let is_record = is_record(path);
         // A pipeline may come by a pipe, that of a run folder is a file.
-        let text = match is_record {
-            true => sepal_machine::regular::read_to_string(path),
-            false => std::fs::read_to_string(path),
+        let bytes = match is_record {
+            true => sepal_machine::regular::read(path),
+            false => std::fs::read(path),
         };
-        let text = text.map_err(|source| ReadError { path: path.into(), source })?;
+        let text = text(path, bytes)?;
         Ok(Self { is_record, ..Self::text(path.display().to_string(), text) })
     }
 
@@ -74,7 +74,7 @@ impl Layers {
     /// # Errors
     /// [`ReadError`] if it cannot be read.
     pub fn sweep_over(mut self, path: &Path) -> Result<Self, ReadError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ReadError { path: path.into(), source })?;
+        let text = text(path, std::fs::read(path))?;
         self.sweep = Some((path.display().to_string(), text));
         Ok(self)
     }
@@ -159,6 +159,16 @@ impl Layers {
         }
         Problems::check(problems).map(|()| layers)
     }
+}
+
+/// Text of the file at `path`, which has to be UTF-8.
+fn text(path: &Path, bytes: io::Result<Vec<u8>>) -> Result<String, ReadError> {
+    let text = bytes.and_then(|bytes| {
+        let problem =
+            |problem: String| io::Error::new(io::ErrorKind::InvalidData, format!("{problem}; save it as UTF-8"));
+        sepal_data::utf8_text(bytes).map_err(problem)
+    });
+    text.map_err(|source| ReadError { path: path.into(), source })
 }
 
 /// Without training, validation rows stand in for training rows that are not given.

@@ -30,6 +30,8 @@ pub(crate) enum Kind<'a> {
     Branches(Vec<Vec<Violation<'a>>>),
     Repeated,
     Type,
+    /// Whole number that no value of the option's type equals.
+    Range,
     /// Value that is not the constant or none of the choices.
     Choice,
     Pattern,
@@ -84,6 +86,7 @@ impl<'a> Checked<'a, '_> {
     fn check_any(self, keyword: &str, operand: &'a Value, found: &mut Vec<Violation<'a>>) {
         match keyword {
             "type" if !has_type(operand, self.value) => found.push(self.violation(Kind::Type)),
+            "type" if is_out_of_range(self.schema, self.value) => found.push(self.violation(Kind::Range)),
             "const" if operand != self.value => found.push(self.violation(Kind::Choice)),
             "enum" if !list(operand).contains(self.value) => found.push(self.violation(Kind::Choice)),
             "allOf" => list(operand).iter().for_each(|schema| self.check_with(schema, found)),
@@ -226,6 +229,47 @@ fn has_type(types: &Value, value: &Value) -> bool {
     }
 }
 
+/// True for a whole number that is outside of the option's type, and within the limits of its schema, which have violations of
+/// their own.
+fn is_out_of_range(schema: &Value, value: &Value) -> bool {
+    let (Value::Number(number), Some([least, most])) = (value, whole_numbers(schema)) else { return false };
+    let exact = number.as_i64().map(i128::from).or(number.as_u64().map(i128::from));
+    let limit = |keyword: &str| schema[keyword].as_f64();
+    let is_beyond = |float: f64| {
+        limit("minimum").is_some_and(|limit| float < limit) || limit("maximum").is_some_and(|limit| float > limit)
+    };
+    exact.is_none_or(|whole| whole < least || whole > most) && !number.as_f64().is_some_and(is_beyond)
+}
+
+/// First and last whole number of the schema: those of the option's type, or fewer by its limits. `None` if the schema is not
+/// one of whole numbers.
+pub(crate) fn whole_numbers(schema: &Value) -> Option<[i128; 2]> {
+    let types = match &schema["type"] {
+        Value::Array(types) => types.as_slice(),
+        one => std::slice::from_ref(one),
+    };
+    let has = |name: &str| types.iter().any(|known| known == name);
+    if !has("integer") || has("number") {
+        return None;
+    }
+    let [least, most]: [i128; 2] = match schema["format"].as_str() {
+        Some("uint8") => [0, u8::MAX.into()],
+        Some("uint16") => [0, u16::MAX.into()],
+        Some("uint32") => [0, u32::MAX.into()],
+        Some("uint64" | "uint") => [0, u64::MAX.into()],
+        Some("int8") => [i8::MIN.into(), i8::MAX.into()],
+        Some("int16") => [i16::MIN.into(), i16::MAX.into()],
+        Some("int32") => [i32::MIN.into(), i32::MAX.into()],
+        Some("int64" | "int") => [i64::MIN.into(), i64::MAX.into()],
+        _ => [i64::MIN.into(), u64::MAX.into()],
+    };
+    let limit = |keyword: &str| schema[keyword].as_i64().map(i128::from);
+    Some([
+        limit("minimum").map_or(least, |limit| limit.max(least)),
+        limit("maximum").map_or(most, |limit| limit.min(most)),
+    ])
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -297,6 +341,20 @@ mod tests {
         let keys: Vec<String> = found.iter().map(|violation| violation.key.to_string()).collect();
         assert_eq!(keys, ["list[1].name", "list[2]"]);
         assert!(matches!((&found[0].kind, &found[1].kind), (Kind::Type, Kind::Missing("name"))));
+    }
+
+    #[test]
+    fn whole_numbers_are_those_of_the_type_and_within_the_limits() {
+        let is_out = |schema: Value, value: Value| is_out_of_range(&schema, &value);
+        let unsigned = |format: &str| json!({ "type": ["integer", "null"], "format": format, "minimum": 1 });
+        assert!(is_out(unsigned("uint64"), json!(1e20)) && !is_out(unsigned("uint64"), json!(u64::MAX)));
+        assert!(is_out(unsigned("uint32"), json!(4_294_967_296_u64)) && !is_out(unsigned("uint32"), json!(u32::MAX)));
+        assert!(is_out(json!({ "type": "integer", "format": "int64" }), json!(u64::MAX)));
+        assert!(is_out(json!({ "type": "integer" }), json!(-1e20)) && !is_out(json!({ "type": "integer" }), json!(-1)));
+        assert!(!is_out(unsigned("uint64"), json!(-1e20)), "the minimum has its own violation");
+        assert!(!is_out(json!({ "type": ["integer", "number"] }), json!(1e20)));
+        assert_eq!(whole_numbers(&unsigned("uint32")), Some([1, u32::MAX.into()]));
+        assert_eq!(violations(&unsigned("uint64"), &json!(1e20), &KeyPath::root()).len(), 1);
     }
 
     #[test]

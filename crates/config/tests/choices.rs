@@ -123,3 +123,67 @@ fn groups_of_parameters_have_options_of_the_optimizer() {
     let text = grouped(nesterov).replace("use: adamw", "use: sgd");
     assert_snapshot!(bad(&text), @"sst2.yaml:24:90: optimizer.groups[0].nesterov: expected false, or `momentum` above 0 and no `dampening`");
 }
+
+#[test]
+fn whole_numbers_outside_of_their_type_are_refused_with_their_key() {
+    let huge = "99999999999999999999";
+    let refused = |set: String| {
+        let problems = layers(GOOD, &[&set]).load(registry().catalog()).expect_err("too large").to_string();
+        assert_eq!(problems.lines().count(), 2, "{problems}");
+        problems
+    };
+    for key in [
+        "train.max_steps",
+        "train.seed",
+        "loader.batch_size",
+        "data.max_length",
+        "checkpoint.keep",
+        "checkpoint.every_steps",
+        "evaluate.every.steps",
+        "tuning.with.pre_seq_len",
+        "schedule.with.warmup_steps",
+    ] {
+        let set = format!("{key}={huge}");
+        let problems = refused(set.clone());
+        let (start, end) =
+            (format!("--set {set}: {key}: expected a whole number from "), " to 18446744073709551615, found 1e");
+        assert!(problems.contains(&start) && problems.contains(end), "{problems}");
+    }
+    let text = bad(&GOOD.replace("epochs: 3", &format!("max_steps: {huge}")));
+    assert!(text.starts_with("sst2.yaml:20:3: train.max_steps: expected a whole number from 0 to"), "{text}");
+    let text = refused("train.scaler={growth_interval: 99999999999999999999}".to_owned());
+    assert!(text.contains("growth_interval: expected a whole number of at least 1 and at most 16777216"), "{text}");
+    assert_eq!(loaded(GOOD, &["train.max_steps=1.0e16"]).spec.train.max_steps, Some(10_000_000_000_000_000));
+}
+
+#[test]
+fn threads_have_a_maximum() {
+    assert_eq!(loaded(GOOD, &["train.threads=1024"]).spec.train.threads, Some(1024));
+    for threads in ["1025", "0", "1000000000000"] {
+        let problems = layers(GOOD, &[&format!("train.threads={threads}")]).load(registry().catalog());
+        let problems = problems.expect_err("threads").to_string();
+        let expected =
+            format!("train.threads: expected a whole number of at least 1 and at most 1024, found {threads}");
+        assert!(problems.contains(&expected), "{problems}");
+    }
+}
+
+#[test]
+fn pipeline_in_another_encoding_is_named() {
+    let path = std::env::temp_dir().join(format!("sepal-encoding-{}.yaml", std::process::id()));
+    let problem = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).expect("written");
+        let by_file = std::error::Error::source(&Layers::read(&path).expect_err("no UTF-8")).map(ToString::to_string);
+        let over = layers(GOOD, &[]).sweep_over(&path).expect_err("no UTF-8");
+        assert_eq!(std::error::Error::source(&over).map(ToString::to_string), by_file);
+        by_file.expect("a cause")
+    };
+    let utf16: Vec<u8> = format!("\u{feff}{GOOD}").encode_utf16().flat_map(u16::to_le_bytes).collect();
+    assert_eq!(problem(&utf16), "it is in utf-16le; save it as UTF-8");
+    let latin = problem(b"name: a\n# caf\xe9\n");
+    assert!(
+        latin.starts_with("line 2: the byte 0xe9 is not valid UTF-8;") && latin.ends_with("; save it as UTF-8"),
+        "{latin}"
+    );
+    std::fs::remove_file(&path).expect("removed");
+}

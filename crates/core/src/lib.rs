@@ -81,6 +81,9 @@ pub const PREFIX_KEYS_VALUES: &str = "prefix_keys_values";
 /// Key of an adapter's metadata with the kind of labels, of tasks whose rows are no plain texts.
 pub const LABEL_KIND: &str = "label_kind";
 
+/// Most threads of a computation. The system refuses several thousand, and the libraries then end the process.
+pub const MAX_THREADS: u32 = 1024;
+
 /// Text of an error and its causes, on one line.
 pub fn in_one_line(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());

@@ -84,7 +84,7 @@ pub use metrics::metrics_parquet;
 pub use predicted::{Outcomes, Predictions};
 pub use predictions::{PredictionRef, predictions_parquet};
 pub use raw_label::RawLabel;
-pub use read::ReadError;
+pub use read::{ReadError, utf8_text};
 pub use rows::{BadRowPolicy, Passthrough, RowSchema, RowSpec, RowStream, Rows, TextColumnOrigin};
 pub use sepal_core::{LabelKind, Labels, RowForm, Task};
 pub use skipped::SkippedRows;

@@ -144,6 +144,15 @@ pub struct ResumeError {
     pub problem: String,
 }
 
+/// A run of a sweep whose rows are not those of the others.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
+#[error("use the rows of {run}: {problem}")]
+pub struct RowsError {
+    pub run: String,
+    pub problem: String,
+}
+
 /// Files of a run folder that cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -182,6 +191,8 @@ pub enum RunError {
     Train(TrainError),
     /// Run that cannot be resumed.
     Resume(ResumeError),
+    /// Run of a sweep whose rows are not those of the others.
+    Rows(RowsError),
     /// Files that cannot be written.
     Record(RecordError),
 }
@@ -285,6 +296,7 @@ impl RunError {
             Self::Assemble(error) => error,
             Self::Train(error) => error,
             Self::Resume(error) => error,
+            Self::Rows(error) => error,
             Self::Record(error) => error,
         }
     }
@@ -344,6 +356,7 @@ run_error_from! {
     Train: MetricError,
     Train: ForwardError,
     Resume: ResumeError,
+    Rows: RowsError,
     Record: RecordError,
 }
 

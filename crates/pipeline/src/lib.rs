@@ -51,7 +51,7 @@ pub use audit::{Audit, AuditOptions, AuditResult};
 pub use classifier::{Classifier, Evaluation, LabelledSource, Session};
 pub use error::{
     AdapterError, AssembleError, AuditError, CalibrateError, ClassifierError, DataError, ModelError, RecordError,
-    ResumeError, RunError,
+    ResumeError, RowsError, RunError,
 };
 pub use frozen_blocks::FrozenBlocks;
 pub use portable::portable;

@@ -31,6 +31,7 @@ use crate::frozen_model::{BuiltHead, FrozenModel, assemble};
 use crate::progress::{Event, Observer, Summary, TrainEvents};
 use crate::records::{self, Records, run_info};
 use crate::resume::{check_incomplete, check_same, pipeline_of};
+use crate::sweep::KnownRows;
 
 /// Runs the pipeline and leaves a run folder.
 ///
@@ -82,6 +83,8 @@ pub(crate) struct Membership<'a> {
     /// Held while data and model are prepared, so that the first run fills the caches for the others.
     pub(crate) preparing: &'a Mutex<()>,
     pub(crate) pause: Option<Pause>,
+    /// Rows of the runs that have begun.
+    pub(crate) rows: &'a KnownRows,
 }
 
 /// Runs a member of a sweep, from its newest checkpoint if it has one. A folder without a checkpoint is begun again.
@@ -143,6 +146,10 @@ impl Run<'_> {
         let mut built = BuiltHead::new(spec, registry, &frozen, resumed.is_some())?;
         spec.calibrate.check(built.head.task()).map_err(CalibrateError::from).map_err(AssembleError::from)?;
         let data = prepare_rows(spec, rows, &assets, &frozen.tokenizer, built.head.task(), observer)?;
+        if let Some(member) = member {
+            let run = member.folder.file_name().unwrap_or_default().to_string_lossy();
+            member.rows.add(&run, spec, &data.facts)?;
+        }
         built.head.see_class_rows(&data.facts.class_rows).map_err(AssembleError::Head)?;
         let longest = data.longest_row();
         let (mut model, servers) = assemble(spec, registry, &frozen, built, longest, resumed.is_some(), observer)?;

@@ -6,6 +6,7 @@
 mod halving;
 mod members;
 mod parallel;
+mod rows;
 mod state;
 
 use std::fs::{File, TryLockError};
@@ -22,10 +23,11 @@ use sepal_prepare::{Fetcher, fetch_model};
 use sepal_track::{MemberState, RunFolder, SweepRecord, WriteError, write_atomic};
 use sepal_train::Pause;
 
-use crate::error::{ModelError, ResumeError};
+use crate::error::{ModelError, ResumeError, RowsError};
 use crate::progress::{Event, Observer};
 use halving::Rung;
 use members::{Members, Shared};
+pub(crate) use rows::KnownRows;
 
 /// Pipeline file of a sweep in its folder.
 const FILE: &str = "sweep.yaml";
@@ -85,6 +87,9 @@ pub enum SweepError {
     /// Sweep that cannot be resumed.
     #[error(transparent)]
     Resume(#[from] ResumeError),
+    /// Rows that changed, so that the results of runs would be of different data.
+    #[error(transparent)]
+    Rows(#[from] RowsError),
     /// Model that cannot be opened, which all runs need.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -100,7 +105,8 @@ pub enum SweepError {
 /// memory allow.
 ///
 /// # Errors
-/// [`SweepError`]. A run that fails is recorded, and the others go on.
+/// [`SweepError`]. A run that fails is recorded, and the others go on; but none begins after one whose rows are not those of
+/// the others.
 pub fn sweep(
     sweep: &Sweep,
     registry: &Registry,
@@ -203,7 +209,8 @@ fn execute(
     };
     let (seconds_before, started) = (record.seconds, Instant::now());
     let shared = Shared { record, observer, seconds_before, started };
-    let members = Members::new(sweep, folder, registry, stop, parallel, shared);
+    let rows = KnownRows::new(sweep, folder, &shared.record);
+    let members = Members::new(sweep, folder, registry, stop, parallel, rows, shared);
     climb(&members)?;
     let interrupted = stop.load(Ordering::Relaxed) && !state::is_complete(&members.lock().record);
     members.lock().save(folder)?;

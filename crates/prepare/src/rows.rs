@@ -148,6 +148,7 @@ pub fn prepare_rows(
 ) -> Result<PreparedData, DataError> {
     let windows = spec.data.long_texts.windows();
     check_windows(windows, task).map_err(training_error)?;
+    let source_digest = rows.train.digest().to_owned();
     let rows = rows.labelled(task)?;
     let set = rows.label_set(task)?;
     let RawRows { source, train, validation, skipped } = rows.split(spec.train.seed, &set, task)?;
@@ -202,6 +203,7 @@ pub fn prepare_rows(
         long_texts: spec.data.long_texts.description(),
         label_layout: set.layout().map(|layout| layout.name().to_owned()),
         train_digest: train_digest.clone(),
+        source_digest: source_digest.clone(),
         ..DataFacts::default()
     };
     let Some(table) = validation else {

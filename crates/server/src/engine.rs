@@ -133,6 +133,7 @@ impl Engine {
         let counters = engine.counters.clone();
         let thread = thread::Builder::new().name("sepal-compute".into()).spawn(move || {
             if let Some(threads) = threads {
+                let threads = threads.clamp(1, sepal_core::MAX_THREADS);
                 tch::set_num_threads(threads.try_into().unwrap_or(i32::MAX));
             }
             let run = || {

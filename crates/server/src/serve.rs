@@ -42,7 +42,7 @@ pub struct ServerOptions {
     /// Maximum open connections, fewer if the process may have few open files. Beyond it, a connection that is silent or holds
     /// nothing is closed for a new one.
     pub max_connections: usize,
-    /// Threads of one computation; libtorch's default if none.
+    /// Threads of one computation, at most [`sepal_core::MAX_THREADS`]; libtorch's default if none.
     pub threads: Option<u32>,
     /// Minimum duration of a computation per token and block; a stateless backward counts twice. It leaves computing time to
     /// other programs, and makes benchmarks of routing reproducible.

@@ -174,6 +174,10 @@ pub struct DataFacts {
     pub unavailable_sources: Vec<String>,
     /// Digest of the content of the training rows.
     pub train_digest: String,
+    /// Digest of the content of the rows that training rows were taken from: before validation rows are split off and few rows
+    /// are drawn. Older runs lack the field.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub source_digest: String,
     /// Digest of the content of the validation rows.
     pub validation_digest: String,
     /// Number of training rows.

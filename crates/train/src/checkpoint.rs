@@ -166,6 +166,13 @@ pub fn tokenizer_digest(run: &Path) -> Option<String> {
     Some(read(&newest).ok()?.0.tokenizer)
 }
 
+/// Digests of the training and validation rows that a run was begun with, if its newest checkpoint is readable.
+pub fn row_digests(run: &Path) -> Option<[String; 2]> {
+    let newest = newest_first(&run.join(FOLDER)).into_iter().next()?;
+    let identity = read(&newest).ok()?.0;
+    Some([identity.training_rows, identity.validation_rows])
+}
+
 fn file_name(steps: u64) -> String {
     format!("step-{steps:08}.safetensors")
 }

@@ -32,7 +32,7 @@ mod state;
 mod step;
 mod trainer;
 
-pub use checkpoint::{Checkpoints, NO_CHECKPOINT, RunIdentity, has_checkpoint, tokenizer_digest};
+pub use checkpoint::{Checkpoints, NO_CHECKPOINT, RunIdentity, has_checkpoint, row_digests, tokenizer_digest};
 pub use cursor::BatchCursor;
 pub use error::{CheckpointError, EvaluateError, MetricError, MetricUsage, MissingLabelsError, TrainError};
 pub use evaluate::{Evaluation, ModelSelector, SelectedEvaluation, Split, evaluate, goal_of, headline, metric_names};

@@ -33,8 +33,8 @@ pub struct TrainSpec {
     pub scaler: Option<GradScalerConfig>,
     /// Seed of initial parameters, the order of rows, and splits.
     pub seed: u64,
-    /// Number of compute threads; the number of cores if not given.
-    #[schemars(range(min = 1))]
+    /// Number of compute threads, at most 1024; the number of cores if not given.
+    #[schemars(range(min = 1, max = sepal_core::MAX_THREADS))]
     pub threads: Option<usize>,
     /// Cuts batches by `micro_batch_tokens` alone and never by the measured speed of servers, so that every run sums in
     /// the same order. Losses are then bit-identical with any servers and failures, if all machines use the same number

@@ -115,17 +115,23 @@ fn leaves(outer: &str, place: &KeyPath, fields: &Map<String, Value>, settings: &
 }
 
 /// Returns the sweep with paths `a.b` as the keys of its grid, instead of maps in maps, so that layers override single keys.
-pub(crate) fn with_paths_as_keys(sweep: Value) -> Value {
-    let Value::Object(fields) = sweep else { return sweep };
+/// A key that is written twice is a problem.
+pub(crate) fn with_paths_as_keys(sweep: Value) -> Result<Value, Finding> {
+    paths_as_keys(&KeyPath::keys([SWEEP]), sweep)
+}
+
+fn paths_as_keys(outer: &KeyPath, sweep: Value) -> Result<Value, Finding> {
+    let Value::Object(fields) = sweep else { return Ok(sweep) };
     let mut keys = Map::new();
     for (name, value) in fields {
+        let place = outer.key(&name);
         match name.as_str() {
             HALVING => drop(keys.insert(name, value)),
-            OVER => drop(keys.insert(name, with_paths_as_keys(value))),
-            _ => insert_paths(&mut keys, name, value),
+            OVER => drop(keys.insert(name, paths_as_keys(&place, value)?)),
+            _ => insert_paths(&mut keys, name, &place, value)?,
         }
     }
-    Value::Object(keys)
+    Ok(Value::Object(keys))
 }
 
 /// Returns the sweep with its keys in the order in which the layers first write them. Merged maps are in alphabetical order.
@@ -146,12 +152,18 @@ fn ordered(value: Value, written: &[&Value]) -> Value {
     Value::Object(keys)
 }
 
-fn insert_paths(keys: &mut Map<String, Value>, key: String, value: Value) {
+fn insert_paths(keys: &mut Map<String, Value>, key: String, place: &KeyPath, value: Value) -> Result<(), Finding> {
     match value {
-        Value::Object(fields) if is_map_of_keys(&fields) => {
-            fields.into_iter().for_each(|(name, value)| insert_paths(keys, joined(&key, &name), value));
+        Value::Object(fields) if is_map_of_keys(&fields) => fields
+            .into_iter()
+            .try_for_each(|(name, value)| insert_paths(keys, joined(&key, &name), &place.key(&name), value)),
+        _ if keys.contains_key(&key) => {
+            Err(Finding::new(place.clone(), format!("expected each key once, found `{key}` again")))
         }
-        value => drop(keys.insert(key, value)),
+        value => {
+            keys.insert(key, value);
+            Ok(())
+        }
     }
 }
 
@@ -231,8 +243,28 @@ fn check_keys(index: usize, settings: &[Setting], findings: &mut Vec<Finding>) -
         if settings[..i].iter().any(|earlier| earlier.key == *key) {
             findings.push(refuse(format!("expected each key once, found `{key}` again in run {}", index + 1)));
         }
+        if let Some(outer) = settings.iter().find(|outer| sets_inside(outer, key)) {
+            let (outer, run) = (&outer.key, index + 1);
+            findings.push(refuse(format!(
+                "expected each key once, found `{key}` again in run {run}: its value of `{outer}` sets it"
+            )));
+        }
     }
     findings.len() == before
+}
+
+/// True if `key` lies inside of the setting's value, and the value sets it.
+fn sets_inside(setting: &Setting, key: &str) -> bool {
+    let inner = key.strip_prefix(setting.key.as_str()).and_then(|rest| rest.strip_prefix('.'));
+    inner.is_some_and(|inner| inner.split('.').try_fold(&setting.value, |value, name| entry(value, name)).is_some())
+}
+
+/// Value of a key of a map, or of an index of a list.
+fn entry<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
+    match value {
+        Value::Array(entries) => entries.get(name.parse::<usize>().ok()?),
+        other => other.get(name),
+    }
 }
 
 /// Range of whole numbers: `0..3` are 0, 1 and 2, `0..=3` are 0 to 3.

@@ -214,6 +214,48 @@ fn sweeps_without_runs_or_with_repeated_ones_are_refused() {
 }
 
 #[test]
+fn key_that_is_written_as_a_path_and_as_a_map_is_refused() {
+    let expected = |position: &str, key: &str| {
+        [format!("demo.yaml:{position}: {key}: expected each key once, found `train.seed` again")]
+    };
+    for (sweep, position, key) in [
+        ("sweep: { train.seed: [1, 2], train: { seed: [3] } }", "8:39", "sweep.train.seed"),
+        ("sweep: { train: { seed: [3] }, train.seed: [1, 2] }", "8:32", "sweep.train.seed"),
+        ("sweep: { over: { train.seed: [1], train: { seed: [3] } } }", "8:44", "sweep.over.train.seed"),
+    ] {
+        assert_eq!(problems(sweep), expected(position, key), "{sweep}");
+    }
+    let set = "sweep={ train.seed: [1], train: { seed: [3] } }";
+    let error = layers("").sets([set.to_owned()]).load_sweep(registry().catalog()).expect_err("twice").to_string();
+    assert!(error.contains(&format!("--set {set}: sweep.train.seed: expected each key once")), "{error}");
+    // A later layer overrides the key, in each way of writing it.
+    let file = layers("sweep: { train: { seed: [1, 2] } }");
+    for set in ["sweep.train.seed=[3]", "sweep={ train.seed: [3] }", "sweep.train={ seed: [3] }"] {
+        let members = load(&file.clone().sets([set.to_owned()])).members;
+        assert_eq!(members.iter().map(|member| member.spec.train.seed).collect::<Vec<_>>(), [3], "{set}");
+    }
+}
+
+#[test]
+fn key_inside_of_a_value_that_sets_it_is_refused() {
+    let both = "sweep: { optimizer: [{use: sgd, with: {lr: 0.3}}, {use: adamw, with: {lr: 0.3}}], optimizer.with.lr: [0.1, 0.2] }";
+    let reversed = "sweep: { tuning.0.with.pre_seq_len: [2], tuning: [[{use: ptune, with: {pre_seq_len: 3}}]] }";
+    for (sweep, key, outer) in [
+        (both, "optimizer.with.lr", "optimizer"),
+        (reversed, "tuning.0.with.pre_seq_len", "tuning"),
+        ("sweep: [{ optimizer: {use: sgd, with: {lr: 0.3}}, optimizer.use: adamw }]", "optimizer.use", "optimizer"),
+    ] {
+        let found = problems(sweep).join("\n");
+        let message = format!("expected each key once, found `{key}` again in run 1: its value of `{outer}` sets it");
+        assert!(found.contains(&message), "{sweep}: {found}");
+    }
+    // The choice does not set the key.
+    let allowed = "sweep: { tuning: [{use: ptune}, {use: deep-ptune}], tuning.with.pre_seq_len: [2, 3] }";
+    assert_eq!(runs(allowed).len(), 4);
+    assert_eq!(runs("sweep: { tuning.use: [ptune, deep-ptune], tuning.with.pre_seq_len: [2, 3] }").len(), 4);
+}
+
+#[test]
 fn halving_has_defaults() {
     let halving = load(&layers("sweep: { train.seed: [0..9], halving: { min_steps: 20 } }")).halving;
     assert_eq!(halving, Some(HalvingSpec { metric: None, factor: 3, min_steps: 20 }));

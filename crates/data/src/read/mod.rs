@@ -31,6 +31,7 @@ use self::jsonl::Layout;
 use self::text::LineError;
 
 pub use error::ReadError;
+pub use text::utf8_text;
 
 const MAX_ROWS: usize = 8192;
 /// Most columns of a file, which is that of spreadsheets. A column takes kilobytes of memory, and a byte of the file.

@@ -237,9 +237,33 @@ pub(super) fn broken(line: usize, problem: impl Into<String>) -> DecodeError {
 }
 
 pub(super) fn not_utf8(line: usize, bytes: &[u8], error: std::str::Utf8Error) -> DecodeError {
+    DecodeError::Line(LineError { line, problem: wrong_byte(bytes, error), remedy: Some(Remedy::Encoding) })
+}
+
+fn wrong_byte(bytes: &[u8], error: std::str::Utf8Error) -> String {
     let byte = bytes.get(error.valid_up_to()).copied().unwrap_or_default();
-    let problem = format!("the byte 0x{byte:02x} is not valid UTF-8; the file may be in windows-1252 (latin-1)");
-    DecodeError::Line(LineError { line, problem, remedy: Some(Remedy::Encoding) })
+    format!("the byte 0x{byte:02x} is not valid UTF-8; the file may be in windows-1252 (latin-1)")
+}
+
+/// Text of a file that has to be UTF-8.
+///
+/// # Errors
+/// The encoding that the file seems to be in, or the line of its first wrong byte.
+pub fn utf8_text(bytes: Vec<u8>) -> Result<String, String> {
+    // Its mark begins as that of UTF-16.
+    if bytes.starts_with(b"\xff\xfe\0\0") {
+        return Err("it is in utf-32".to_owned());
+    }
+    let marked = Encoding::from_bom(&bytes).map(|(encoding, _)| encoding);
+    if let Some(encoding) = marked.or_else(|| utf16_by_zeros(&bytes)).filter(|encoding| *encoding != Encoding::UTF_8) {
+        return Err(format!("it is in {encoding}"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let (bytes, error) = (error.as_bytes(), error.utf8_error());
+        let mut lines = LineCount::default();
+        lines.advance(&bytes[..error.valid_up_to()]);
+        format!("line {}: {}", lines.line(), wrong_byte(bytes, error))
+    })
 }
 
 #[cfg(test)]
@@ -282,6 +306,23 @@ mod tests {
         let cut = [&utf16("a\nb", u16::to_le_bytes)[..], b"\x3d\xd8"].concat();
         let error = decoded(&cut, None).expect_err("half a pair of surrogates");
         assert!(matches!(error, DecodeError::Line(LineError { line: 2, .. })), "{error:?}");
+    }
+
+    #[test]
+    fn text_that_is_no_utf8_is_named_by_its_encoding_or_line() {
+        assert_eq!(utf8_text("été\n".into()), Ok("été\n".to_owned()));
+        let problem = |bytes: &[u8]| utf8_text(bytes.to_vec()).expect_err("no UTF-8");
+        for (text, name) in
+            [(utf16("\u{feff}name: a", u16::to_le_bytes), "utf-16le"), (utf16("name: a", u16::to_be_bytes), "utf-16be")]
+        {
+            assert_eq!(problem(&text), format!("it is in {name}"));
+        }
+        assert_eq!(problem(b"\xff\xfe\0\0n\0\0\0"), "it is in utf-32");
+        let latin = problem(b"name: a\r\n# caf\xe9\n");
+        assert!(
+            latin.starts_with("line 2: the byte 0xe9 is not valid UTF-8; the file may be in windows-1252"),
+            "{latin}"
+        );
     }
 
     #[test]

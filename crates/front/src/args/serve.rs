@@ -108,8 +108,8 @@ pub struct ServeArgs {
     /// silent or idle for the longest time are closed for new ones
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = positive)]
     pub max_connections: usize,
-    /// Threads of a computation [default: chosen by libtorch]
-    #[arg(long, value_name = "N")]
+    /// Threads of a computation, at most 1024 [default: chosen by libtorch]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(sepal_core::MAX_THREADS)))]
     pub threads: Option<u32>,
     /// Seconds to finish the work of clients after Ctrl-C or SIGTERM
     #[arg(long, value_name = "S", default_value_t = 30)]
@@ -269,6 +269,12 @@ mod tests {
     fn serve(more: &[&str]) -> Option<ServeArgs> {
         let args = Args::try_parse_from([&["sepal", "serve", "model"], more].concat()).ok()?;
         if let Command::Serve(args) = args.command { Some(args) } else { None }
+    }
+
+    #[test]
+    fn threads_have_a_maximum() {
+        let threads = |number: &str| serve(&["--threads", number]).and_then(|args| args.threads);
+        assert_eq!((threads("1024"), threads("1025"), threads("0")), (Some(1024), None, None));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use sepal_plugin::Registry;
 use sepal_track::{MemberRecord, MemberState, SweepRecord};
 use sepal_train::Pause;
 
-use super::{SweepError, SweepEvent, SweepObserver};
+use super::{KnownRows, SweepError, SweepEvent, SweepObserver};
 use crate::embedded::EmbeddedServers;
 use crate::error::RunError;
 use crate::progress::{Event, Observer, Summary};
@@ -31,7 +31,8 @@ pub(super) struct Members<'a> {
     pub(super) parallel: usize,
     servers: EmbeddedServers,
     preparing: Mutex<()>,
-    /// Set when the state cannot be written, so that no further run starts.
+    rows: KnownRows,
+    /// Set when the state cannot be written or rows have changed, so that no further run starts.
     is_broken: AtomicBool,
     shared: Mutex<Shared<'a>>,
 }
@@ -52,11 +53,12 @@ impl<'a> Members<'a> {
         registry: &'a Registry,
         stop: &'a AtomicBool,
         parallel: usize,
+        rows: KnownRows,
         shared: Shared<'a>,
     ) -> Self {
         let servers = EmbeddedServers::for_clients(parallel);
         let (preparing, is_broken, shared) = (Mutex::new(()), AtomicBool::new(false), Mutex::new(shared));
-        Self { sweep, folder, registry, stop, parallel, servers, preparing, is_broken, shared }
+        Self { sweep, folder, registry, stop, parallel, servers, preparing, rows, is_broken, shared }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Shared<'a>> {
@@ -96,25 +98,33 @@ impl<'a> Members<'a> {
     }
 
     fn work(&self, members: &[usize], next: &AtomicUsize, pause: Option<&Pause>) -> Result<(), SweepError> {
-        while let Some(member) = self.next_member(members, next) {
+        while let Some((member, before)) = self.next_member(members, next) {
             self.change(member, |record| (record.state, record.error) = (MemberState::Running, None))?;
             let result = self.run_one(member, pause);
+            if let Err(RunError::Rows(error)) = result {
+                // Its results so far stay, and it goes on when the rows are what they were.
+                self.change(member, |record| *record = before)?;
+                return Err(error.into());
+            }
             self.change(member, |record| settle(record, result))?;
         }
         Ok(())
     }
 
-    /// Takes the next of these members; `None` if none is left or the sweep is over. Releases the embedded servers that no
-    /// remaining run needs: one that is in the queue, at work or paused.
-    fn next_member(&self, members: &[usize], next: &AtomicUsize) -> Option<usize> {
+    /// Takes the next of these members, with its record so far; `None` if none is left or the sweep is over. Releases the
+    /// embedded servers that no remaining run needs: one that is in the queue, at work or paused.
+    fn next_member(&self, members: &[usize], next: &AtomicUsize) -> Option<(usize, MemberRecord)> {
         let is_over = self.stop.load(Ordering::Relaxed) || self.is_broken.load(Ordering::Relaxed);
         let mut shared = self.lock();
         let queued = members.get(next.fetch_add(1, Ordering::Relaxed)..).unwrap_or_default();
         let member = queued.first().copied().filter(|_| !is_over);
-        if let Some(member) = member {
-            // Under the same lock, so that no other thread releases the server of the member.
-            shared.record.runs[member].state = MemberState::Running;
-        }
+        // Under the same lock, so that no other thread releases the server of the member.
+        let taken = member.map(|member| {
+            let record = &mut shared.record.runs[member];
+            let before = record.clone();
+            record.state = MemberState::Running;
+            (member, before)
+        });
         let is_remaining = |&member: &usize| {
             let state = shared.record.runs[member].state;
             queued.contains(&member) || matches!(state, MemberState::Running | MemberState::Paused)
@@ -123,7 +133,7 @@ impl<'a> Members<'a> {
         let remaining: Vec<&Spec> = all.filter(is_remaining).map(|member| &self.sweep.members[member].spec).collect();
         drop(shared);
         self.servers.retain(&remaining);
-        member
+        taken
     }
 
     fn run_one(&self, member: usize, pause: Option<&Pause>) -> Result<Summary, RunError> {
@@ -135,6 +145,7 @@ impl<'a> Members<'a> {
             servers: &self.servers,
             preparing: &self.preparing,
             pause: pause.cloned(),
+            rows: &self.rows,
         };
         let mut observer = MemberObserver { members: self, member };
         run_member(&self.sweep.members[member].spec, self.registry, &membership, &mut observer, self.stop)
