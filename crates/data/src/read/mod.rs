@@ -1,6 +1,7 @@
 //! Decoders of all formats: selected columns of a file as arrow batches. Other columns are not decoded.
 
 mod arrow;
+mod dates;
 mod delimited;
 mod document;
 mod error;
@@ -123,8 +124,8 @@ pub(crate) fn open(source: Source, path: &Path, format: Format, options: OpenOpt
     }
     let text = |source: Source| text::open(source.into_read(), encoding);
     let decoder = catch_panics(|| match (format, source) {
-        (Format::Parquet, Source::File(file)) => parquet::open(file),
-        (Format::Arrow, Source::File(file)) => arrow::open(file),
+        (Format::Parquet, Source::File(file)) => parquet::open(file).map(dates::in_days),
+        (Format::Arrow, Source::File(file)) => arrow::open(file).map(dates::in_days),
         (Format::Parquet | Format::Arrow, Source::Stream(_)) => Err(DecodeError::NeedsFile),
         (Format::Csv, source) => delimited::open_csv(text(source)?, delimiter),
         (Format::Tsv, source) => delimited::open_tsv(source, encoding, delimiter),
