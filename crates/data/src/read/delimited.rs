@@ -72,7 +72,7 @@ pub(super) fn open_tsv(
             let mut text = text::open(Box::new(file.try_clone()?), encoding)?;
             scan.read(&mut *text.reader)?;
             file.rewind()?;
-            (text::open(Box::new(file), encoding)?, scan.is_quoted_file())
+            (text::open(Box::new(file), encoding)?, scan.finish())
         }
         Source::Stream(stream) => {
             let Text { mut reader, encoding } = text::open(stream, encoding)?;

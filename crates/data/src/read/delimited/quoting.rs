@@ -90,7 +90,7 @@ impl QuoteScan {
     }
 
     /// Returns true if marks quote cells in a text that is complete.
-    pub(super) fn is_quoted_file(mut self) -> bool {
+    pub(super) fn finish(mut self) -> bool {
         // The last line may have no end.
         self.add(b"\n");
         self.position == Position::CellStart && self.is_quoted_so_far()
@@ -188,7 +188,7 @@ mod tests {
             content.as_bytes().chunks(1).for_each(|part| scan.add(part));
             scan
         };
-        (scan(content).is_quoted_file(), scan(content).is_quoted_so_far())
+        (scan(content).finish(), scan(content).is_quoted_so_far())
     }
 
     #[test]
@@ -249,6 +249,6 @@ mod tests {
         }
         let mut scan = QuoteScan::new(Delimiter::TAB);
         scan.read(&mut Endless(0)).expect("read");
-        assert!(!scan.is_quoted_file());
+        assert!(!scan.finish());
     }
 }
