@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// Delimiter and encoding of a csv, tsv, json, jsonl or lines file. Missing values are detected: the encoding by a byte order
-/// mark, the delimiter by the header and first row of a csv file.
+/// mark, the delimiter of a csv file by a first line such as `sep=;`, or by its header and first row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Dialect {
     /// Separates cells; a comma in csv files and a tab in tsv files, if not given.

@@ -32,6 +32,19 @@ pub enum FolderError {
     /// The folder is a cache of the hub with several revisions.
     #[error("choose the files of the split `{split}` in {}: its folder `snapshots` has several revisions; name one of them", folder.display())]
     Revisions { folder: PathBuf, split: String },
+    /// No file belongs to the splits.
+    #[error(
+        "{} has no files of a split named {}, {}",
+        folder.display(),
+        splits.join(", "),
+        instead(folder, splits, files)
+    )]
+    NoSplit {
+        folder: PathBuf,
+        splits: Vec<String>,
+        /// Data files that the folder has instead, those of other usual splits last.
+        files: Vec<PathBuf>,
+    },
     /// The files have several formats, and may hold the same rows.
     #[error(
         "choose the files of the split `{split}` in {}: they are of several formats, {}; keep those of one, or give the format",
@@ -51,6 +64,32 @@ fn shown(folder: &Path, files: &[PathBuf]) -> String {
     names.join(", ")
 }
 
+/// The files that a folder has instead of those of a split, and what may be done.
+fn instead(folder: &Path, splits: &[String], files: &[PathBuf]) -> String {
+    if files.is_empty() {
+        return "and no other data files; put one there, or name a file itself".to_owned();
+    }
+    let split = splits.first().map_or("train", String::as_str);
+    let ending = files[0].file_name().unwrap_or_default().to_string_lossy();
+    let ending = ending.find('.').map_or("", |dot| &ending[dot..]);
+    let shown = shown(folder, files);
+    format!("but {shown}; rename the file with these rows, for example to {split}{ending}, or name the file itself")
+}
+
+impl FolderError {
+    /// Error of a folder without files of these splits, with the data files that it has instead.
+    pub fn no_split(folder: &Path, splits: &[&str]) -> Self {
+        let mut search = SplitSearch { split: None, files: Vec::new(), visited: BTreeSet::new() };
+        let mut files = match search.collect(folder, true, 0) {
+            Ok(()) => search.files,
+            Err(error) => return error,
+        };
+        files.sort_by_cached_key(|file| (has_usual_split(folder, file), file.clone()));
+        let splits = splits.iter().map(|&split| split.to_owned()).collect();
+        Self::NoSplit { folder: folder.to_owned(), splits, files }
+    }
+}
+
 /// Names of a split of validation rows, the most usual first.
 pub const VALIDATION_SPLITS: [&str; 5] = ["validation", "val", "valid", "dev", "eval"];
 
@@ -68,12 +107,27 @@ pub fn split_files(folder: &Path, split: &str, format: Option<Format>) -> Result
     files(folder, Some(split), format)
 }
 
+/// Returns true if a file below a folder belongs to a split of a usual name.
+fn has_usual_split(folder: &Path, file: &Path) -> bool {
+    let below = file.strip_prefix(folder).unwrap_or(file);
+    let is_usual = |name: &OsStr, is_folder: bool| {
+        let name = name.to_string_lossy();
+        usual_splits().any(|split| has_name(&name, split, is_folder))
+    };
+    let folders = below.parent().unwrap_or(Path::new(""));
+    folders.iter().any(|name| is_usual(name, true)) || below.file_name().is_some_and(|name| is_usual(name, false))
+}
+
+fn usual_splits() -> impl Iterator<Item = &'static str> {
+    ["train", "test"].into_iter().chain(VALIDATION_SPLITS)
+}
+
 /// Data files of a folder without splits, such as the parts of one table; the list is empty if a file belongs to a split.
 ///
 /// # Errors
 /// [`FolderError`] as [`split_files`].
 pub fn unsplit_files(folder: &Path, format: Option<Format>) -> Result<Vec<PathBuf>, FolderError> {
-    for split in ["train", "test"].iter().chain(&VALIDATION_SPLITS) {
+    for split in usual_splits() {
         if !split_files(folder, split, format)?.is_empty() {
             return Ok(Vec::new());
         }
@@ -261,6 +315,32 @@ mod tests {
             assert_eq!(found(&folder, "val", None), [name]);
             assert_eq!(unsplit_files(folder.path(), None).expect("readable"), Vec::<PathBuf>::new(), "{name}");
         }
+    }
+
+    #[test]
+    fn folder_without_the_split_names_its_files() {
+        let check = |names: &[&str], splits: &[&str], expected: &str| {
+            let folder = folder(names);
+            let error = FolderError::no_split(folder.path(), splits).to_string();
+            assert_eq!(error, format!("{} has no files of a split named {expected}", folder.path().display()));
+        };
+        check(
+            &["training.csv", "test.csv", "readme.md", "dataset_info.json", "dev/0.csv"],
+            &["train"],
+            "train, but training.csv, dev/0.csv, test.csv; rename the file with these rows, for example to train.csv, or \
+             name the file itself",
+        );
+        check(
+            &["sst_dev.csv.gz", "train.csv.gz"],
+            &["validation", "val"],
+            "validation, val, but sst_dev.csv.gz, train.csv.gz; rename the file with these rows, for example to \
+             validation.csv.gz, or name the file itself",
+        );
+        check(&["readme.md"], &["train"], "train, and no other data files; put one there, or name a file itself");
+        let many: Vec<String> = (10..30).map(|part| format!("part-{part}.csv")).collect();
+        let folder = folder(&many.iter().map(String::as_str).collect::<Vec<_>>());
+        let error = FolderError::no_split(folder.path(), &["train"]).to_string();
+        assert!(error.contains("part-10.csv, ") && error.contains("part-19.csv, and 10 more; rename"), "{error}");
     }
 
     #[test]

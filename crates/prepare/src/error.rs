@@ -1,6 +1,7 @@
 use std::error::Error;
 use std::path::PathBuf;
 
+use sepal_data::FolderError;
 use sepal_tokenize::EncodeError;
 
 /// Cause of any type.
@@ -38,7 +39,7 @@ pub enum DataError {
     #[error("fetch the data")]
     Fetch(#[source] sepal_assets::FetchError),
     /// Unusable rows.
-    #[error("read the {split} rows{}", key_of(source))]
+    #[error("read the {split} rows{}", key_of(split, source))]
     Rows {
         /// `training`, `validation`, `labelled`, `given` or `calibration`.
         split: &'static str,
@@ -47,8 +48,16 @@ pub enum DataError {
 }
 
 /// Key of the pipeline file that helps against an error of rows.
-fn key_of(source: &BoxError) -> &'static str {
-    too_many_windows(&**source).map_or("", |_| " (`data.long_texts.windows.max_windows`)")
+fn key_of(split: &str, source: &BoxError) -> &'static str {
+    if too_many_windows(&**source).is_some() {
+        return " (`data.long_texts.windows.max_windows`)";
+    }
+    let has_no_split = matches!(source.downcast_ref(), Some(FolderError::NoSplit { .. }));
+    match split {
+        "training" if has_no_split => " (`data.train`)",
+        "validation" if has_no_split => " (`data.validation`)",
+        _ => "",
+    }
 }
 
 /// Returns the number of windows of a text, and the maximum, if the error is a text of more.
@@ -83,5 +92,18 @@ mod tests {
         assert_eq!(error.to_string(), "read the training rows (`data.long_texts.windows.max_windows`)");
         assert_eq!(too_many_windows(&error), Some([9, 8]));
         assert_eq!(rows("no file".into()).to_string(), "read the training rows");
+    }
+
+    #[test]
+    fn folder_without_the_split_names_its_key() {
+        for (split, expected) in [
+            ("training", "read the training rows (`data.train`)"),
+            ("validation", "read the validation rows (`data.validation`)"),
+            ("labelled", "read the labelled rows"),
+        ] {
+            let (folder, splits, files) = ("data".into(), vec!["train".to_owned()], Vec::new());
+            let source = FolderError::NoSplit { folder, splits, files }.into();
+            assert_eq!(DataError::Rows { split, source }.to_string(), expected);
+        }
     }
 }

@@ -7,7 +7,7 @@ use sepal_assets::{Asset, Assets};
 use sepal_config::spec::{FileFormat, LoaderSpec, RowsSpec, Spec};
 use sepal_core::{Labels, RowForm, Task};
 use sepal_data::{
-    Format, LabelSet, Loader, LoaderConfig, SkippedRows, Table, TableSpec, Template, TokenSpec, TokenTable,
+    FolderError, Format, LabelSet, Loader, LoaderConfig, SkippedRows, Table, TableSpec, Template, TokenSpec, TokenTable,
 };
 use sepal_tokenize::{Tokenizer, Truncation, TruncationSide, Windows};
 use sepal_track::DataFacts;
@@ -344,7 +344,7 @@ pub fn read_split(
             return Ok(Table::read_files(&spec, &files)?);
         }
     }
-    Err(format!("{} has no files of a split named {}", path.display(), splits.join(", ")).into())
+    Err(FolderError::no_split(path, splits).into())
 }
 
 /// Rows of each class; empty if rows have no class.

@@ -1,33 +1,35 @@
 //! Csv and tsv files: cells as texts, and empty ones as null.
 
 mod quotes;
+mod quoting;
 mod records;
 
-use std::io::{BufReader, Cursor, Read};
+use std::io::{BufReader, Cursor, Read, Seek};
 use std::sync::Arc;
 
 use arrow::array::StringBuilder;
 use arrow::datatypes::{Schema, SchemaRef};
 
-use super::text::{LineError, Text, not_utf8};
+use super::text::{self, LineError, Text, not_utf8};
 use super::text_batch::{next_batch, schema_of};
-use super::{BatchIter, DecodeError, Decoder, Projection, check_columns};
-use crate::dialect::{Delimiter, Dialect};
+use super::{BatchIter, DecodeError, Decoder, Projection, Source, check_columns};
+use crate::dialect::{Delimiter, Dialect, Encoding};
 use crate::suggest::{delimiter_hint, delimiter_remedy};
+use quoting::QuoteScan;
 use records::{Record, Records};
 
-/// Number of bytes at the start of a file that are searched for its delimiter.
+/// Number of bytes at the start of a file that are searched for its delimiter, or at the start of a stream for quoted cells.
 const PEEK_BYTES: usize = 1 << 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct CellSyntax {
+struct CellSyntax {
     delimiter: Delimiter,
     quoted: bool,
 }
 
-pub(super) const COMMAS: CellSyntax = CellSyntax { delimiter: Delimiter::COMMA, quoted: true };
-/// Quotation marks are ordinary characters in tsv files.
-pub(super) const TABS: CellSyntax = CellSyntax { delimiter: Delimiter::TAB, quoted: false };
+const COMMAS: CellSyntax = CellSyntax { delimiter: Delimiter::COMMA, quoted: true };
+/// Quotation marks are ordinary characters in tsv files, unless [`QuoteScan`] finds that they quote cells.
+const TABS: CellSyntax = CellSyntax { delimiter: Delimiter::TAB, quoted: false };
 
 type Input = BufReader<Box<dyn Read + Send>>;
 
@@ -37,17 +39,60 @@ struct Delimited {
     dialect: Dialect,
 }
 
-pub(super) fn open(text: Text, given: Option<Delimiter>, usual: CellSyntax) -> Result<Box<dyn Decoder>, DecodeError> {
+/// Opens a csv file. A first line such as `sep=;`, which Excel reads and writes, states the delimiter.
+pub(super) fn open_csv(text: Text, given: Option<Delimiter>) -> Result<Box<dyn Decoder>, DecodeError> {
     let Text { mut reader, encoding } = text;
-    let mut syntax = CellSyntax { delimiter: given.unwrap_or(usual.delimiter), ..usual };
-    if given.is_none() && usual == COMMAS {
-        let mut start = Vec::new();
-        if let Some(delimiter) = detect_delimiter(&mut *reader, &mut start, syntax)? {
-            syntax.delimiter = delimiter;
-        }
-        reader = Box::new(Cursor::new(start).chain(reader));
-    }
+    let mut start = Vec::new();
+    read_lines(&mut *reader, &mut start, 1)?;
+    let stated = separator_line(&start);
+    let delimiter = match given.or(stated) {
+        None => detect_delimiter(&mut *reader, &mut start, COMMAS)?,
+        delimiter => delimiter,
+    };
+    let syntax = CellSyntax { delimiter: delimiter.unwrap_or(COMMAS.delimiter), ..COMMAS };
+    let reader: Box<dyn Read + Send> = Box::new(Cursor::new(start).chain(reader));
     let mut records = Records::new(BufReader::new(reader), syntax);
+    if stated.is_some() {
+        records.skip_line()?;
+    }
+    open(records, syntax, COMMAS, encoding)
+}
+
+/// Opens a tsv file, and decides if its cells are quoted: by all of a file, which is read twice, or by the first block of a
+/// stream, with its header and first row.
+pub(super) fn open_tsv(
+    source: Source,
+    encoding: Option<Encoding>,
+    given: Option<Delimiter>,
+) -> Result<Box<dyn Decoder>, DecodeError> {
+    let delimiter = given.unwrap_or(TABS.delimiter);
+    let mut scan = QuoteScan::new(delimiter);
+    let (text, quoted) = match source {
+        Source::File(mut file) => {
+            let mut text = text::open(Box::new(file.try_clone()?), encoding)?;
+            scan.read(&mut *text.reader)?;
+            file.rewind()?;
+            (text::open(Box::new(file), encoding)?, scan.finish())
+        }
+        Source::Stream(stream) => {
+            let Text { mut reader, encoding } = text::open(stream, encoding)?;
+            let mut start = Vec::new();
+            read_lines(&mut *reader, &mut start, 2)?;
+            scan.add(&start);
+            let reader: Box<dyn Read + Send> = Box::new(Cursor::new(start).chain(reader));
+            (Text { reader, encoding }, scan.is_quoted_so_far())
+        }
+    };
+    let syntax = CellSyntax { delimiter, quoted };
+    open(Records::new(BufReader::new(text.reader), syntax), syntax, TABS, text.encoding)
+}
+
+fn open(
+    mut records: Records<Input>,
+    syntax: CellSyntax,
+    usual: CellSyntax,
+    encoding: Encoding,
+) -> Result<Box<dyn Decoder>, DecodeError> {
     let names: Result<Vec<String>, DecodeError> = match records.next()? {
         Some(header) => {
             check_columns(header.len())?;
@@ -110,6 +155,14 @@ fn cell(record: Record<'_>, index: usize) -> Result<&str, DecodeError> {
     str::from_utf8(bytes).map_err(|error| not_utf8(record.line, bytes, error))
 }
 
+/// Delimiter that the first line of a csv file states: `sep=` and one character.
+pub(super) fn separator_line(start: &[u8]) -> Option<Delimiter> {
+    let line = start.split(|byte| matches!(byte, b'\n' | b'\r')).next()?;
+    let (separator, name) = line.split_last()?;
+    let separator = name.eq_ignore_ascii_case(b"sep=").then_some(*separator)?;
+    char::from(separator).to_string().parse().ok()
+}
+
 /// Delimiter by which the header of a csv file and its first row have the same number of cells, if commas make one cell
 /// of the header. Appends the bytes that it reads to `start`.
 fn detect_delimiter(
@@ -148,7 +201,7 @@ fn read_lines(reader: &mut dyn Read, start: &mut Vec<u8>, lines: usize) -> Resul
         ended.next_back();
         ended.filter(|line| !line.is_empty()).count() >= lines
     };
-    let mut buffer = vec![0; 4096];
+    let mut buffer = vec![0; PEEK_BYTES];
     while !has_lines(start) && start.len() < PEEK_BYTES {
         match reader.read(&mut buffer) {
             Ok(0) => break,
@@ -158,4 +211,59 @@ fn read_lines(reader: &mut dyn Read, start: &mut Vec<u8>, lines: usize) -> Resul
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decoder(content: &str, given: Option<&str>) -> Box<dyn Decoder> {
+        let text = text::open(Box::new(Cursor::new(content.as_bytes().to_vec())), None).expect("a text");
+        open_csv(text, given.map(|delimiter| delimiter.parse().expect("a delimiter"))).expect(content)
+    }
+
+    /// Names of the columns and number of rows, or the error of a row.
+    fn table(content: &str, given: Option<&str>) -> Result<(Vec<String>, usize), String> {
+        let decoder = decoder(content, given);
+        let names: Vec<String> = decoder.schema().fields().iter().map(|field| field.name().clone()).collect();
+        let projection = Projection { columns: (0..names.len()).collect(), objects: false };
+        let mut rows = 0;
+        for batch in decoder.batches(projection, 100).expect("batches") {
+            match batch {
+                Ok(batch) => rows += batch.num_rows(),
+                Err(DecodeError::Line(error)) => return Err(error.to_string()),
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+        Ok((names, rows))
+    }
+
+    #[test]
+    fn separator_line_of_excel_is_skipped() {
+        let expected: Result<_, String> = Ok((vec!["text".to_owned(), "label".to_owned()], 1));
+        for (content, given) in [
+            ("sep=;\ntext;label\na, b;1\n", None),
+            ("sep=;\r\ntext;label\r\na, b;1\r\n", None),
+            ("\u{feff}SEP=|\rtext|label\ra|1", None),
+            ("sep=,\ntext,label\na;b;c,1\n", None),
+            ("sep=\t\ntext\tlabel\na\t1\n", None),
+            ("sep=^\ntext^label\na^1\n", None),
+            ("sep=,\ntext;label\na;1\n", Some(";")),
+        ] {
+            assert_eq!(table(content, given), expected, "{content:?}");
+        }
+        assert_eq!(table("sep=;", None), Ok((Vec::new(), 0)));
+        assert_eq!(table("sep=;;\nx\n", None).map(|(_, rows)| rows), Ok(1), "a header");
+        let dialect = decoder("sep=;\ntext;label\n", None).dialect();
+        assert_eq!(dialect.delimiter.map(|delimiter| delimiter.to_string()).as_deref(), Some(";"));
+    }
+
+    #[test]
+    fn separator_line_counts_as_a_line() {
+        for end in ["\n", "\r\n", "\r"] {
+            let content = ["sep=;", "text;label", "a;1", "b"].join(end);
+            let error = table(&content, None).expect_err("a short row");
+            assert!(error.contains("line 4: it has 1 cells"), "{end:?}: {error}");
+        }
+    }
 }

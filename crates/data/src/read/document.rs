@@ -7,7 +7,8 @@ use crate::json::{self, Member};
 /// Rows of a document, each an object in one line. Error with a line of the document, from 1.
 ///
 /// An object of lists of the same length is a table by columns, and so is an object of objects with the same keys, as pandas
-/// writes tables by default. `columns` beside `data` are the names and rows of a table. An object with one list of objects
+/// writes tables by default. If [`are_rows`] tells that the objects are rows instead, they are read in the order of the file,
+/// as pandas writes them with `orient="index"`. `columns` beside `data` are the names and rows of a table. An object with one list of objects
 /// holds the rows there. Any other object is one row.
 pub(super) fn rows(document: String) -> Result<Vec<String>, (usize, String)> {
     let on_first_line = |problem: String| (1_usize, problem);
@@ -31,12 +32,56 @@ pub(super) fn rows(document: String) -> Result<Vec<String>, (usize, String)> {
             .map_err(on_first_line);
     }
     if all_begin('{') {
+        let objects = members.iter().map(|member| json::members(member.value)).collect::<Result<Vec<_>, _>>();
+        let objects = objects.map_err(|error| on_first_line(json::problem(&error)))?;
+        if are_rows(&members, &objects) {
+            return Ok(members.iter().map(|member| member.value.to_owned()).collect());
+        }
         return columns(&members, |value| {
             Ok(json::members(value)?.into_iter().map(|member| (member.key, member.value)).collect())
         })
         .map_err(on_first_line);
     }
     Ok(vec![document])
+}
+
+/// Returns true if the objects in an object are rows, and not columns whose cells have the key of their row.
+///
+/// Both have the same form. The keys are those of rows if they are whole numbers, as pandas numbers rows, and some keys in the
+/// objects are not. If neither are numbers, several objects are rows if values of different kinds meet in one of them, as a
+/// text and a number, and none in the cells of one name. In all other cases they are columns.
+fn are_rows(members: &[Member<'_>], objects: &[Vec<Member<'_>>]) -> bool {
+    let is_number = |member: &Member<'_>| {
+        let name: &str = &member.name();
+        let digits = name.strip_prefix('-').unwrap_or(name);
+        !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    let has_names = objects.iter().flatten().any(|member| !is_number(member));
+    if members.iter().all(is_number) {
+        return has_names;
+    }
+    let [first, others @ ..] = objects else { return false };
+    let has_keys = |keys: &[Member<'_>], object: &[Member<'_>]| {
+        object.len() == keys.len() && object.iter().zip(keys).all(|(member, key)| member.key == key.key)
+    };
+    let is_table = has_names && !others.is_empty() && others.iter().all(|object| has_keys(first, object));
+    is_table
+        && !objects.iter().all(|object| has_one_kind(object.iter().copied()))
+        && (0..first.len()).all(|cell| has_one_kind(objects.iter().map(|object| object[cell])))
+}
+
+/// Returns true if all values are of one kind of JSON, apart from missing ones.
+fn has_one_kind<'a>(members: impl Iterator<Item = Member<'a>>) -> bool {
+    let kind = |value: &str| match value.as_bytes().first() {
+        Some(b'"') => 0,
+        Some(b'{') => 1,
+        Some(b'[') => 2,
+        Some(b't' | b'f') => 3,
+        _ => 4,
+    };
+    let mut kinds = members.filter_map(Member::cell).map(kind);
+    let first = kinds.next();
+    kinds.all(|kind| Some(kind) == first)
 }
 
 /// Objects of a list that has nothing else.
@@ -119,6 +164,30 @@ mod tests {
         check(r#"{"text": {"0": "a", "1": "b"}, "n": {"1": NaN, "0": 1}}"#, &expected);
         check(r#"{"columns": ["text", "n"], "index": [0, 1], "data": [["a", 1], ["b", NaN]]}"#, &expected);
         check(r#"{"text": [], "n": []}"#, &[]);
+    }
+
+    #[test]
+    fn objects_with_keys_of_rows_are_rows() {
+        let rows = [r#"{"text":"a","label":"x"}"#, r#"{"text":"b","label":"y"}"#];
+        check(r#"{"0": {"text":"a","label":"x"}, "1": {"text":"b","label":"y"}}"#, &rows);
+        check("{\"7\":\n{\"text\":\"a\",\"label\":\"x\"},\n\"-3\":{\"text\":\"b\",\"label\":\"y\"}}", &rows);
+        check(r#"{"0": {"text": "a"}, "1": {"text": "b", "n": 1}}"#, &[r#"{"text": "a"}"#, r#"{"text": "b", "n": 1}"#]);
+        check(r#"{"5": {"text": "a", "n": 1}}"#, &[r#"{"text": "a", "n": 1}"#]);
+        let named = [r#"{"text":"a","n":1}"#, r#"{"text":"b","n":null}"#];
+        check(r#"{"row a": {"text":"a","n":1}, "row b": {"text":"b","n":null}}"#, &named);
+    }
+
+    #[test]
+    fn objects_are_columns_if_both_readings_are_possible() {
+        // Names of rows in the place of their numbers, with texts alone.
+        let by_name = [r#"{"text":"a","label":"x"}"#, r#"{"text":"b","label":"y"}"#];
+        check(r#"{"text": {"row a": "a", "row b": "b"}, "label": {"row a": "x", "row b": "y"}}"#, &by_name);
+        // Numbers of columns and of rows.
+        check(r#"{"0": {"0": "a", "1": "b"}, "1": {"0": 1, "1": 2}}"#, &[r#"{"0":"a","1":1}"#, r#"{"0":"b","1":2}"#]);
+        let kinds = [r#"{"text":"a","n":1}"#, r#"{"text":"b","n":2}"#];
+        check(r#"{"text": {"row a": "a", "row b": "b"}, "n": {"row a": 1, "row b": 2}}"#, &kinds);
+        // Kinds that differ in either reading.
+        check(r#"{"p": {"q": 1, "r": "a"}, "s": {"q": "b", "r": 2}}"#, &[r#"{"p":1,"s":"b"}"#, r#"{"p":"a","s":2}"#]);
     }
 
     #[test]

@@ -61,9 +61,6 @@ pub enum ReadError {
     /// The files of a folder cannot be found.
     #[error(transparent)]
     Folder(#[from] FolderError),
-    /// A folder without files of rows.
-    #[error("find rows in {}: it has no data files of a split `train`, and none without a split", path.display())]
-    NoFiles { path: PathBuf },
     /// An empty file.
     #[error("find rows in {}: it is empty", path.display())]
     Empty { path: PathBuf },

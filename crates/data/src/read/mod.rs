@@ -1,6 +1,7 @@
 //! Decoders of all formats: selected columns of a file as arrow batches. Other columns are not decoded.
 
 mod arrow;
+mod dates;
 mod delimited;
 mod document;
 mod error;
@@ -124,11 +125,11 @@ pub(crate) fn open(source: Source, path: &Path, format: Format, options: OpenOpt
     }
     let text = |source: Source| text::open(source.into_read(), encoding);
     let decoder = catch_panics(|| match (format, source) {
-        (Format::Parquet, Source::File(file)) => parquet::open(file),
-        (Format::Arrow, Source::File(file)) => arrow::open(file),
+        (Format::Parquet, Source::File(file)) => parquet::open(file).map(dates::in_days),
+        (Format::Arrow, Source::File(file)) => arrow::open(file).map(dates::in_days),
         (Format::Parquet | Format::Arrow, Source::Stream(_)) => Err(DecodeError::NeedsFile),
-        (Format::Csv, source) => delimited::open(text(source)?, delimiter, delimited::COMMAS),
-        (Format::Tsv, source) => delimited::open(text(source)?, delimiter, delimited::TABS),
+        (Format::Csv, source) => delimited::open_csv(text(source)?, delimiter),
+        (Format::Tsv, source) => delimited::open_tsv(source, encoding, delimiter),
         (Format::Json, source) => jsonl::open(source, encoding, options.keys, Layout::Document),
         (Format::Jsonl, source) => jsonl::open(source, encoding, options.keys, Layout::Lines),
         (Format::Lines, source) => Ok(lines::open(text(source)?)),
@@ -167,8 +168,8 @@ fn check_uncompressed(mut file: &File) -> Result<(), DecodeError> {
 
 impl Format {
     /// Format of a stream of a table that begins with the line `first`: csv or tsv, if `column` and another name are among
-    /// its cells; jsonl, if it is an object with the member `column`; json, if a list of objects begins there, the first of
-    /// which has that member.
+    /// its cells; csv, if it states the separator, as `sep=;` does; jsonl, if it is an object with the member `column`; json,
+    /// if a list of objects begins there, the first of which has that member.
     pub fn detect_table(first: &str, column: &str) -> Option<Self> {
         let [semicolon, _, bar] = Delimiter::OTHERS;
         let dialects = [
@@ -182,6 +183,9 @@ impl Format {
             names.len() > 1 && names.iter().any(|name| name == column)
         };
         let is_object = json::members(first).is_ok_and(|members| members.iter().any(|member| member.name() == column));
+        if delimited::separator_line(first.trim_start_matches('\u{feff}').as_bytes()).is_some() {
+            return Some(Format::Csv);
+        }
         let is_list = first.trim_start_matches('\u{feff}').trim_start().starts_with("[{")
             && first.contains(&serde_json::json!(column).to_string());
         if is_list {
@@ -354,6 +358,8 @@ mod tests {
         check("\u{feff}review,id\r\n", Some(Format::Csv));
         check("id\treview", Some(Format::Tsv));
         check("id;review", Some(Format::Csv));
+        check("sep=;\r\n", Some(Format::Csv));
+        check("\"id\"\t\"review\"", Some(Format::Tsv));
         check("{\"id\": 1, \"review\": \"good\"}\n", Some(Format::Jsonl));
         check("[{\"id\": 1, \"review\": \"good\"},\n", Some(Format::Json));
         for text in ["review", "a review, and a long one", "id,text", "", "\"review, id", "{\"text\": 1}", "{review}"] {

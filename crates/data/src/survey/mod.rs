@@ -12,7 +12,7 @@ use arrow::array::{Array, ArrayRef};
 use crate::folder::{partitions, training_files};
 use crate::read::{KeyScan, OpenOptions, OpenTable, Projection, Source, open};
 use crate::suggest::{Remedy, delimiter_hint, delimiter_remedy, listed};
-use crate::{Dialect, Format, LabelKind, RawLabel, ReadError, columns};
+use crate::{Dialect, FolderError, Format, LabelKind, RawLabel, ReadError, columns};
 use tally::{Cell, Tally};
 
 /// Options of a survey.
@@ -217,7 +217,7 @@ pub struct Balance {
 /// [`ReadError`] if a file cannot be read, has other columns than the first, or there are no rows.
 pub fn survey(path: &Path, options: &SurveyOptions) -> Result<Survey, ReadError> {
     let files = training_files(path, options.format)?;
-    let Some(first) = files.first() else { return Err(ReadError::NoFiles { path: path.to_owned() }) };
+    let Some(first) = files.first() else { return Err(FolderError::no_split(path, &["train"]).into()) };
     let format = ReadError::require_format(options.format, first)?;
     let opened = open_file(path, first, format, options)?;
     let (schema, dialect) = (opened.schema(), opened.dialect());

@@ -90,6 +90,8 @@ fn csv_rows_of_other_lengths_are_refused_with_their_line() {
 fn tsv_quotes_and_nul_bytes_are_ordinary_characters() {
     let content = "text\tn\na\0b\t1\n\0\t2\n\"open\t3\nc\0\td\0\n";
     assert_eq!(texts(content, Format::Tsv), ["a\0b", "\0", "\"open", "c\0"]);
+    let quoted = "text\tn\na\t0\n\"two\nlines\"\t1\n\"a \"\"b\"\"\"\t2\n";
+    assert_eq!(texts(quoted, Format::Tsv), ["a", "two\nlines", "a \"b\""], "the first block of a stream decides");
     assert!(refused(b"text\tn\na\tb\tc\n", Format::Tsv).contains("line 2: it has 3 cells"));
 }
 

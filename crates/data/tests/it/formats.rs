@@ -141,6 +141,29 @@ fn tsv_has_no_quotation_marks() {
 }
 
 #[test]
+fn quoted_tsv_of_pandas_is_read() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let content = "sentence\tlabel\n\"say \"\"hi\"\" film\"\t1\nplain 5\" tape\t0\n\"two\nlines\tand a tab\"\t1\n\"\"\"q\"\"\"\t0\n";
+    let expected = ["say \"hi\" film", "plain 5\" tape", "two\nlines\tand a tab", "\"q\""];
+    let read = |content: &str| {
+        let path = write_file(&folder, "x.tsv", content);
+        Table::read(&TableSpec::new(&path, "sentence").with_label("label"))
+    };
+    for content in [content.to_owned(), content.replace("sentence\tlabel", "\"sentence\"\tlabel")] {
+        let table = read(&content).expect("a table");
+        assert_eq!(table.texts(), expected, "{content:?}");
+        assert_eq!(labels(&table), Labels::Class(vec![1, 0, 1, 0]));
+    }
+    // The decision is that of the whole file, of which a late row is no quoted cell.
+    let rows = "\"say \"\"hi\"\" film\"\t1\n".repeat(20_000);
+    let table = read(&format!("sentence\tlabel\n{rows}\"a\" word\t0\n")).expect("a table");
+    assert_eq!((table.texts()[0].as_str(), table.len()), ("\"say \"\"hi\"\" film\"", 20_001));
+    let error = read(&format!("{content}short\n")).expect_err("a short row");
+    let cause = std::error::Error::source(&error).expect("a cause").to_string();
+    assert!(cause.contains("line 7: it has 1 cells, expected 2"), "{cause}");
+}
+
+#[test]
 fn labels_of_every_type_are_read() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("x.parquet");

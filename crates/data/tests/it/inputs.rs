@@ -60,6 +60,15 @@ fn compressed_table_equals_the_plain_one() {
 }
 
 #[test]
+fn compressed_table_may_be_padded() {
+    let padded = [compressed(CSV), vec![0; 512]].concat();
+    assert_eq!(texts("x.csv.gz", padded), ["good film", "bad film"]);
+    let followed = [compressed(CSV), b"other".to_vec()].concat();
+    let error = read("x.csv.gz", followed).expect_err("other bytes");
+    assert!(error.contains("other bytes follow the end of its gzip data"), "{error}");
+}
+
+#[test]
 fn damaged_compression_is_refused() {
     let bytes = compressed(CSV.repeat(50));
     for end in [2, 11, bytes.len() / 2, bytes.len() - 1] {
@@ -83,6 +92,7 @@ fn json_documents_are_tables() {
         "[{\"label\": 1, \"text\": \"good film\"},{\"text\": \"bad film\", \"label\": 0}]",
         "{\"text\": [\"good film\", \"bad film\"], \"label\": [1, 0]}",
         "{\"text\": {\"0\": \"good film\", \"1\": \"bad film\"},\n \"label\": {\"0\": 1, \"1\": 0}}",
+        "{\"0\":{\"text\":\"good film\",\"label\":1},\"1\":{\"text\":\"bad film\",\"label\":0}}",
         "{\"version\": 1.0, \"data\": [{\"text\": \"good film\", \"label\": 1}, {\"text\": \"bad film\", \"label\": 0}]}",
         "{\"columns\": [\"text\", \"label\"], \"index\": [0, 1], \"data\": [[\"good film\", 1], [\"bad film\", 0]]}",
         "{\"text\": \"good film\", \"label\": 1}\r\n\r\n{\"text\": \"bad film\", \"label\": 0}",

@@ -98,6 +98,20 @@ impl<R: BufRead> Records<R> {
         Ok(None)
     }
 
+    /// Skips the rest of a line, which counts as a line of the file.
+    pub(super) fn skip_line(&mut self) -> Result<(), DecodeError> {
+        loop {
+            let input = fill(&mut self.input)?;
+            let end = input.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
+            let (n, is_skipped) = (end.map_or(input.len(), |end| end + 1), end.is_some() || input.is_empty());
+            self.lines.advance(&input[..n]);
+            self.input.consume(n);
+            if is_skipped {
+                return Ok(());
+            }
+        }
+    }
+
     fn skip_empty_lines(&mut self) -> Result<(), DecodeError> {
         loop {
             let input = fill(&mut self.input)?;
