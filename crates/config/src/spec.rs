@@ -264,7 +264,9 @@ pub struct RowsSpec {
     /// `,` as separator. Of tasks with options it is the index of the right one or its text, and of tasks with answers the
     /// answer.
     pub label: String,
-    /// Filter: only rows whose columns have these values.
+    /// Filter: only rows whose columns have these values. A number or truth value, also as a text, equals every cell of its
+    /// value: 1 is `1.0` and `01`, `true` is `True`. Dates and times are ISO texts such as `2024-01-31`. Other texts are
+    /// compared exactly.
     #[serde(default, rename = "where")]
     pub filter: BTreeMap<String, Cell>,
     /// Leaves out rows whose text, second text or label is missing, empty or blank; a run says and records how many.
@@ -297,7 +299,7 @@ impl RowsSpec {
     }
 }
 
-/// Value of a column, as text.
+/// Value of a column, as text: numbers with the decimal point that they were written with.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Cell(#[schemars(schema_with = "crate::schema::cell")] pub String);
@@ -307,10 +309,7 @@ impl<'de> Deserialize<'de> for Cell {
         let found = match Value::deserialize(deserializer)? {
             Value::String(text) => return Ok(Cell(text)),
             Value::Bool(value) => return Ok(Cell(value.to_string())),
-            Value::Number(number) => {
-                let float = number.as_f64().filter(|_| number.is_f64());
-                return Ok(Cell(float.map_or_else(|| number.to_string(), |float| float.to_string())));
-            }
+            Value::Number(number) => return Ok(Cell(number.to_string())),
             Value::Null => Unexpected::Unit,
             Value::Array(_) => Unexpected::Seq,
             Value::Object(_) => Unexpected::Map,
@@ -401,5 +400,18 @@ pub enum KeptAdapter {
 impl Default for OutputSpec {
     fn default() -> Self {
         Self { folder: PathBuf::from("runs"), adapter: KeptAdapter::Best }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_filters_keep_their_decimal_point() {
+        let value = crate::yaml::parse("{a: 1.0, b: 2, c: true, d: '1.00', e: 2024-01-31, f: 1.5}").expect("YAML");
+        let cells: BTreeMap<String, Cell> = serde_json::from_value(value).expect("cells");
+        let texts: Vec<&str> = cells.values().map(|cell| cell.0.as_str()).collect();
+        assert_eq!(texts, ["1.0", "2", "true", "1.00", "2024-01-31", "1.5"]);
     }
 }

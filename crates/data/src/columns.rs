@@ -15,8 +15,19 @@ pub(crate) fn is_textual(kind: &DataType) -> bool {
         DataType::Dictionary(_, values) => values.as_ref(),
         other => other,
     };
-    let is_text = matches!(plain, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View | DataType::Boolean);
-    is_text || plain.is_integer() || plain.is_floating() || plain.is_decimal() || plain.is_null()
+    is_text(plain)
+        || *plain == DataType::Boolean
+        || plain.is_integer()
+        || plain.is_floating()
+        || plain.is_decimal()
+        || plain.is_null()
+}
+
+fn is_text(kind: &DataType) -> bool {
+    match kind {
+        DataType::Dictionary(_, values) => is_text(values),
+        kind => matches!(kind, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View),
+    }
 }
 
 /// Cells as texts, including numbers and booleans. `None` for columns of other types.
@@ -113,7 +124,11 @@ fn json_label(value: &str) -> Option<Option<RawLabel>> {
     {
         return Some(Some(RawLabel::Many(numbers.into_iter().map(RawLabel::Float).collect())));
     }
-    let names = items.into_iter().map(|item| json_text(item).map(|name| RawLabel::Name(name.into_owned())));
+    let label = |text: String, is_quoted: bool| match is_quoted {
+        true => RawLabel::listed_text(text),
+        false => RawLabel::Name(text),
+    };
+    let names = items.into_iter().map(|item| Some(label(json_text(item)?.into_owned(), item.starts_with('"'))));
     names.collect::<Option<Vec<_>>>().map(|names| Some(RawLabel::Many(names)))
 }
 
@@ -163,7 +178,14 @@ fn lists(len: usize, value: impl Fn(usize) -> ArrayRef, column: &ArrayRef) -> Op
         if column.is_null(row) {
             return Some(None);
         }
-        arrow_labels(&value(row)).map(|items| items.into_iter().collect::<Option<Vec<_>>>().map(RawLabel::Many))
+        let items = value(row);
+        let has_texts = is_text(items.data_type());
+        let label = |item: RawLabel| match item {
+            RawLabel::Name(text) if has_texts => RawLabel::listed_text(text),
+            item => item,
+        };
+        let labels = arrow_labels(&items)?.into_iter().map(|item| item.map(label));
+        Some(labels.collect::<Option<Vec<_>>>().map(RawLabel::Many))
     };
     (0..len).map(cell).collect()
 }

@@ -1,5 +1,7 @@
 use std::fmt;
 
+use crate::labels::{SEPARATORS, Value, is_missing, normalized, parse_list};
+
 /// Label as the file has it. Cells of csv and jsonl files are names, including digits.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RawLabel {
@@ -9,6 +11,8 @@ pub enum RawLabel {
     Int(i64),
     /// A text.
     Name(String),
+    /// A text of a list that is a number or truth value: `"1"`, unlike 1. Other texts are names.
+    Quoted(String),
     /// A number.
     Float(f64),
     /// A list.
@@ -16,11 +20,32 @@ pub enum RawLabel {
 }
 
 impl RawLabel {
-    /// Text that is different for all values and kinds. A truth value has the text of its number, so that digests of earlier
-    /// versions stay valid.
+    /// Text in a list.
+    pub(crate) fn listed_text(text: String) -> Self {
+        if Value::from_text(&normalized(&text)).is_some() { Self::Quoted(text) } else { Self::Name(text) }
+    }
+
+    /// Returns true if the label, or one of several, may be missing. Only the kind of labels and their names tell.
+    pub(crate) fn may_be_missing(&self) -> bool {
+        let is_part = |c: char| SEPARATORS.iter().any(|group| group.contains(&c)) || c.is_whitespace();
+        match self {
+            RawLabel::Float(number) => number.is_nan(),
+            RawLabel::Name(text) => {
+                is_missing(text)
+                    || text.split(is_part).any(|part| !part.is_empty() && is_missing(part))
+                    || parse_list(text).is_some_and(|items| items.iter().any(Self::may_be_missing))
+            }
+            RawLabel::Many(items) => items.iter().any(Self::may_be_missing),
+            RawLabel::Bool(_) | RawLabel::Int(_) | RawLabel::Quoted(_) => false,
+        }
+    }
+
+    /// Text that is different for all values and kinds. A truth value has the text of its number, and a text of a list that of
+    /// a name, so that digests of earlier versions stay valid.
     pub(crate) fn digest_text(&self) -> String {
         match self {
             RawLabel::Bool(truth) => RawLabel::Int(i64::from(*truth)).digest_text(),
+            RawLabel::Quoted(text) => RawLabel::Name(text.clone()).digest_text(),
             RawLabel::Many(items) => {
                 format!("Many([{}])", items.iter().map(RawLabel::digest_text).collect::<Vec<_>>().join(", "))
             }
@@ -34,7 +59,7 @@ impl fmt::Display for RawLabel {
         match self {
             RawLabel::Bool(truth) => write!(f, "{truth}"),
             RawLabel::Int(number) => write!(f, "{number}"),
-            RawLabel::Name(name) => f.write_str(name),
+            RawLabel::Name(text) | RawLabel::Quoted(text) => f.write_str(text),
             RawLabel::Float(number) => write!(f, "{number}"),
             RawLabel::Many(items) => {
                 let items: Vec<String> = items.iter().map(RawLabel::to_string).collect();

@@ -106,7 +106,7 @@ pub struct TableSpec {
     pub options: Vec<String>,
     /// True if the column of texts may hold lists of words, which are joined by blanks.
     pub words: bool,
-    /// Values by column; rows with other values are left out.
+    /// Values by column; rows with other values are left out. A number or truth value equals all cells of its value.
     pub filter: BTreeMap<String, String>,
     /// True if rows without a text are left out and counted; otherwise they are an error.
     pub skip_empty: bool,
@@ -164,7 +164,7 @@ impl TableSpec {
         self
     }
 
-    /// Keeps only rows whose column `column` has the value `value`.
+    /// Keeps only rows whose column `column` has the value `value`: the same text, number, truth value or time.
     #[must_use]
     pub fn with_filter(mut self, column: impl Into<String>, value: impl Into<String>) -> Self {
         self.filter.insert(column.into(), value.into());

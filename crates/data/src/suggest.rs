@@ -26,7 +26,7 @@ impl Remedy {
     pub fn find(error: &(dyn Error + 'static)) -> Option<Self> {
         std::iter::successors(Some(error), |&error| error.source()).find_map(|error| {
             let read = error.downcast_ref::<ReadError>().and_then(ReadError::remedy);
-            let label = || matches!(error.downcast_ref(), Some(LabelError::Missing { .. })).then_some(Self::SkipEmpty);
+            let label = || error.downcast_ref::<LabelError>().and_then(LabelError::remedy);
             read.or_else(label).or_else(|| error.downcast_ref::<LoaderError>().and_then(LoaderError::remedy))
         })
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::folder::partitions;
+use crate::rows::FilterValues;
 use crate::{
     BadRow, BadRowPolicy, CellProblem, Format, Passthrough, RawLabel, ReadError, RowLocation, RowSpec, RowStream, Rows,
     SkippedRows, TableSpec,
@@ -20,11 +21,16 @@ pub struct Table {
     /// File index and data row, from 1, of each row.
     origins: Vec<(usize, usize)>,
     skipped: SkippedRows,
+    /// First row after these without a text or label, at which reading ended.
+    ended_by: Option<BadRow>,
     digest: String,
 }
 
 impl Table {
     /// Reads the rows of one file.
+    ///
+    /// A row without a text or label is left to [`LabelSet::labels_as`](crate::LabelSet::labels_as), which refuses the table,
+    /// if the label of a row before it may be missing, too: only there the kind of labels tells which row is the first.
     ///
     /// # Errors
     /// [`ReadError`] with the file, and with the row if one row is at fault.
@@ -39,17 +45,20 @@ impl Table {
     /// [`ReadError`] as [`Table::read`].
     pub fn read_files(spec: &TableSpec, files: &[PathBuf]) -> Result<Self, ReadError> {
         let mut rows = TableBuilder::default();
-        for (file, path) in files.iter().enumerate() {
+        'files: for (file, path) in files.iter().enumerate() {
             let format = ReadError::require_format(spec.format, path)?;
             let partitions = partitions(&spec.path, path);
             let mut stream = RowStream::open(path, &RowSpec { partitions, ..row_spec(spec, format) })?;
             for chunk in &mut stream {
-                let chunk = chunk?;
-                if let Some(bad) = chunk.skipped.iter().find(|bad| !bad.problem.is_absence()) {
-                    return Err(ReadError::BadRow(bad.clone()));
+                match chunk.and_then(|chunk| rows.append(chunk, spec, file)) {
+                    Err(ReadError::BadRow(bad)) if !spec.skip_empty && rows.may_lack_label() => {
+                        rows.ended_by = Some(bad);
+                        break 'files;
+                    }
+                    added => added?,
                 }
-                rows.append(chunk, spec, file)?;
             }
+            rows.filter_values.extend(stream.filter_values());
             rows.read += stream.read();
             rows.has_columns |= stream.text_column().is_some();
         }
@@ -61,14 +70,24 @@ impl Table {
             let filter = (!conditions.is_empty()).then(|| conditions.join(" and "));
             return Err(match rows.read {
                 0 => ReadError::no_rows(&path, rows.has_columns),
-                read => ReadError::NoRows { path, read, filter },
+                read => ReadError::NoRows { path, read, filter, found: rows.filter_values.description() },
             });
         }
         let pairs = spec.text_pair.is_some().then_some(rows.pairs);
         let labels = spec.label.is_some().then_some(rows.labels);
         let options = (!spec.options.is_empty()).then_some(rows.options);
-        let (texts, files, origins, skipped) = (rows.texts, files.into(), rows.origins, rows.skipped);
-        Ok(Self { texts, pairs, labels, options, files, origins, skipped, digest: String::new() }.with_digest())
+        let table = Self {
+            texts: rows.texts,
+            pairs,
+            labels,
+            options,
+            files: files.into(),
+            origins: rows.origins,
+            skipped: rows.skipped,
+            ended_by: rows.ended_by,
+            digest: String::new(),
+        };
+        Ok(table.with_digest())
     }
 
     fn with_digest(self) -> Self {
@@ -116,6 +135,17 @@ impl Table {
         &self.skipped
     }
 
+    /// First row after these without a text or label, at which reading ended.
+    pub(crate) fn ended_by(&self) -> Option<&BadRow> {
+        self.ended_by.as_ref()
+    }
+
+    /// Position of a row of the table's files, in the order in which they were read.
+    pub(crate) fn position(&self, location: &RowLocation) -> (usize, usize) {
+        let file = self.files.iter().position(|file| *file == location.path).unwrap_or(usize::MAX);
+        (file, location.row)
+    }
+
     pub(crate) fn with_skipped(self, skipped: SkippedRows) -> Self {
         Self { skipped, ..self }
     }
@@ -140,6 +170,7 @@ impl Table {
             files: self.files.clone(),
             origins: picked(&self.origins, rows),
             skipped: SkippedRows::default(),
+            ended_by: self.ended_by.clone(),
             digest: String::new(),
         };
         table.with_digest()
@@ -176,21 +207,32 @@ struct TableBuilder {
     options: Vec<Vec<String>>,
     origins: Vec<(usize, usize)>,
     skipped: SkippedRows,
+    ended_by: Option<BadRow>,
+    filter_values: FilterValues,
     read: usize,
     has_columns: bool,
 }
 
 impl TableBuilder {
     fn append(&mut self, mut chunk: Rows, spec: &TableSpec, file: usize) -> Result<(), ReadError> {
-        std::mem::take(&mut chunk.skipped).into_iter().for_each(|bad| self.skipped.add(bad));
+        let mut skipped = std::mem::take(&mut chunk.skipped);
+        if let Some(bad) = skipped.iter().find(|bad| !bad.problem.is_absence()) {
+            return Err(ReadError::BadRow(bad.clone()));
+        }
+        let mut refused = None;
         let mut selected = Vec::with_capacity(chunk.len());
         for row in 0..chunk.len() {
             match problem(&chunk, row, spec) {
                 None => selected.push(row),
-                Some(bad) if spec.skip_empty => self.skipped.add(bad),
-                Some(bad) => return Err(ReadError::BadRow(bad)),
+                Some(bad) if spec.skip_empty => skipped.push(bad),
+                Some(bad) => {
+                    refused = Some(bad);
+                    break;
+                }
             }
         }
+        skipped.sort_by_key(|bad| bad.location.row);
+        skipped.into_iter().for_each(|bad| self.skipped.add(bad));
         for &row in &selected {
             self.origins.push((file, chunk.numbers[row]));
             self.texts.push(std::mem::take(&mut chunk.texts[row]));
@@ -198,7 +240,12 @@ impl TableBuilder {
             self.labels.extend(chunk.labels.as_mut().and_then(|labels| labels[row].take()));
             self.options.extend(chunk.options.as_mut().map(|options| std::mem::take(&mut options[row])));
         }
-        Ok(())
+        refused.map_or(Ok(()), |bad| Err(ReadError::BadRow(bad)))
+    }
+
+    /// Returns true if a row may turn out to lack a label once the kind of labels is known.
+    fn may_lack_label(&self) -> bool {
+        self.labels.iter().any(RawLabel::may_be_missing)
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) fn read_detached<T>(set: &LabelSet, read: impl FnOnce(Cell<'_>) -> Op
 
 impl Cell<'_> {
     pub(super) fn class(&self, label: &RawLabel) -> Result<usize, LabelError> {
-        if let RawLabel::Name(text) = label
+        if let RawLabel::Name(text) | RawLabel::Quoted(text) = label
             && let Some(index) = self.set.by_text(text)
         {
             return Ok(index);
@@ -88,7 +88,7 @@ impl Cell<'_> {
             RawLabel::Bool(truth) => Some(f32::from(u8::from(*truth))),
             RawLabel::Int(number) => Some(*number as f32),
             RawLabel::Float(number) => Some(*number as f32),
-            RawLabel::Name(name) => name.trim().parse().ok(),
+            RawLabel::Name(text) | RawLabel::Quoted(text) => text.trim().parse().ok(),
             RawLabel::Many(_) => None,
         };
         number.filter(|number| number.is_finite()).ok_or_else(|| self.expected(label, "a number"))

@@ -31,7 +31,7 @@ impl LabelSet {
     /// Index of the name of the same text, or else a number as an index.
     fn index_of(&self, cell: &RawLabel) -> Option<usize> {
         let by_text = |text: &str| self.names().iter().position(|name| name == text);
-        if let RawLabel::Name(text) = cell
+        if let RawLabel::Name(text) | RawLabel::Quoted(text) = cell
             && let Some(index) = by_text(text.trim())
         {
             return Some(index);

@@ -1,5 +1,5 @@
-use crate::RowLocation;
-use crate::suggest::hint;
+use crate::suggest::{Remedy, hint};
+use crate::{BadRow, RowLocation};
 
 /// Labels that cannot be used.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -24,6 +24,9 @@ pub enum LabelError {
     /// A row without a label: null, empty or NaN.
     #[error("use {location}: there is no label")]
     Missing { location: RowLocation },
+    /// A row without a text or label, which ended the reading of its table.
+    #[error("use {}: {}", .0.location, .0.problem_text())]
+    BadRow(BadRow),
     /// A name that is not in the set.
     #[error("use {location}: `{name}` is no label; the labels are {}{}", shortened(known), hint(nearest.as_deref()))]
     UnknownName { location: RowLocation, name: String, known: Vec<String>, nearest: Option<String> },
@@ -59,6 +62,17 @@ pub enum LabelError {
     /// Rows of one class, from which nothing can be learnt.
     #[error("train on rows of one class only: all {rows} are `{class}`; a training set has at least two classes")]
     OneClass { class: String, rows: usize },
+}
+
+impl LabelError {
+    /// Returns the setting that would settle the error, if one is known.
+    pub(crate) fn remedy(&self) -> Option<Remedy> {
+        match self {
+            Self::Missing { .. } => Some(Remedy::SkipEmpty),
+            Self::BadRow(bad) => bad.problem.is_absence().then_some(Remedy::SkipEmpty),
+            _ => None,
+        }
+    }
 }
 
 fn plural(n: usize) -> &'static str {

@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 
-use sepal_core::{NameMatching, TokenText, nearest};
+use sepal_core::{LabelKind, NameMatching, TokenText, nearest};
 
-use super::cell::Cell;
+use super::cell::{Cell, read_detached};
 use super::text_list::parse_list;
 use super::value::{Value, normalized};
 use super::{LabelError, LabelSet};
@@ -27,6 +27,15 @@ impl LabelSet {
             self.cell(&locations, row).tags(label, words)
         };
         rows.iter().enumerate().map(tags).collect()
+    }
+
+    /// Labels in a cell of several labels. `None` if there are none, or labels of this kind are single.
+    pub(crate) fn items_of<'a>(&self, label: &'a RawLabel, kind: LabelKind) -> Option<Cow<'a, [RawLabel]>> {
+        match kind {
+            LabelKind::Multi => read_detached(self, |cell| cell.items(label).ok()),
+            LabelKind::Tags => read_detached(self, |cell| cell.tag_items(label).ok()),
+            _ => None,
+        }
     }
 
     fn cell<'a>(&'a self, locations: &'a dyn Fn(usize) -> RowLocation, row: usize) -> Cell<'a> {
@@ -58,17 +67,22 @@ impl Cell<'_> {
         }
     }
 
-    /// Classes of the words of a row: a list, or a text of classes between blanks.
-    fn tags(&self, label: &RawLabel, words: usize) -> Result<Vec<i64>, LabelError> {
-        let items: Cow<'_, [RawLabel]> = match label {
-            RawLabel::Many(items) => Cow::Borrowed(items),
+    /// Labels of the words of a row: a list, or a text of classes between blanks.
+    fn tag_items<'a>(&self, label: &'a RawLabel) -> Result<Cow<'a, [RawLabel]>, LabelError> {
+        match label {
+            RawLabel::Many(items) => Ok(Cow::Borrowed(items)),
             RawLabel::Name(text) => {
                 self.check_present(label)?;
                 let split = || text.split_whitespace().map(|tag| RawLabel::Name(tag.to_owned())).collect();
-                Cow::Owned(parse_list(text).unwrap_or_else(split))
+                Ok(Cow::Owned(parse_list(text).unwrap_or_else(split)))
             }
-            _ => return Err(self.expected(label, "a list of classes, one for each word")),
-        };
+            _ => Err(self.expected(label, "a list of classes, one for each word")),
+        }
+    }
+
+    /// Classes of the words of a row.
+    fn tags(&self, label: &RawLabel, words: usize) -> Result<Vec<i64>, LabelError> {
+        let items = self.tag_items(label)?;
         if items.len() != words {
             return Err(LabelError::Words { location: self.location(), tags: items.len(), words });
         }
@@ -78,7 +92,7 @@ impl Cell<'_> {
 
 #[cfg(test)]
 mod tests {
-    use sepal_core::{LabelKind, Labels, Task};
+    use sepal_core::{Labels, Task};
 
     use super::*;
     use crate::testing::{json_table, jsonl};

@@ -81,8 +81,9 @@ impl LabelSet {
             if items.iter().all(|item| matches!(item, RawLabel::Float(_))) {
                 return LayoutFit::One(ListLayout::MultiHot);
             }
-            are_classes = are_classes && self.are_classes(items);
-            are_hot = are_hot && self.is_multi_hot(items);
+            let (fit_classes, fit_hot) = (self.are_classes(items), self.is_multi_hot(items));
+            are_classes = are_classes && fit_classes && !(fit_hot && self.are_spelled_as_shares(items));
+            are_hot = are_hot && fit_hot && !(fit_classes && self.are_spelled_as_names(items));
             if !are_classes && !are_hot {
                 return LayoutFit::One(ListLayout::Classes);
             }
@@ -109,6 +110,18 @@ impl LabelSet {
         items.len() == self.names().len() && items.iter().all(|item| share(item).is_some())
     }
 
+    /// Returns true for texts in quotation marks that are the names of labels.
+    fn are_spelled_as_names(&self, items: &[RawLabel]) -> bool {
+        items.iter().all(|item| matches!(item, RawLabel::Quoted(text) if self.by_text(text).is_some()))
+    }
+
+    /// Returns true for numbers with a decimal point that are not the names of labels.
+    fn are_spelled_as_shares(&self, items: &[RawLabel]) -> bool {
+        items
+            .iter()
+            .all(|item| matches!(item, RawLabel::Name(text) if text.contains('.') && self.by_text(text).is_none()))
+    }
+
     fn ambiguous_list(&self, cell: &Cell<'_>, items: &[RawLabel]) -> LabelError {
         let joined_names = |indices: Vec<usize>| match indices.as_slice() {
             [] => "no label".to_owned(),
@@ -125,7 +138,13 @@ impl LabelSet {
                 "{} as a list of labels",
                 joined_names(items.iter().filter_map(|item| self.class_of(item)).collect())
             ),
-            remedy: "write 1.0 and 0.0 for multi-hot vectors, or the names of labels",
+            remedy: match self.takes_indices() {
+                true => "write 1.0 and 0.0 for multi-hot vectors, or the names of labels",
+                false => {
+                    "write [1.0, 0.0] for multi-hot vectors, or lists with the names in quotation marks, such as [\"0\", \"1\"], \
+                     which may also be the text of a cell"
+                }
+            },
         }
     }
 }

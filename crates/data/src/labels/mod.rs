@@ -21,7 +21,7 @@ pub use error::LabelError;
 pub use names::{LabelSet, ListLayout};
 
 pub(crate) use text_list::{OUTPUT_SEPARATOR, SEPARATORS, parse_list, split_parts};
-pub(crate) use value::{is_missing, normalized, share};
+pub(crate) use value::{Value, is_missing, normalized, share};
 
 impl LabelSet {
     /// Kind of this task's labels: a number for a single name, several classes if the table has lists, one class otherwise.
@@ -54,6 +54,14 @@ impl LabelSet {
     /// # Errors
     /// [`LabelError`] with file and row of the first cell that is not a label, is missing, or is ambiguous.
     pub fn labels_as(&self, table: &Table, kind: LabelKind) -> Result<Labels, LabelError> {
+        match (self.read_labels(table, kind), table.ended_by()) {
+            // Rows that were not read might decide.
+            (Ok(_) | Err(LabelError::Ambiguous { .. }), Some(bad)) => Err(LabelError::BadRow(bad.clone())),
+            (labels, _) => labels,
+        }
+    }
+
+    fn read_labels(&self, table: &Table, kind: LabelKind) -> Result<Labels, LabelError> {
         let rows = table.labels().ok_or(LabelError::NoColumn)?;
         match kind {
             LabelKind::Choice => Ok(Labels::Choice(self.choices(table, rows)?)),

@@ -16,7 +16,8 @@ pub struct LabelSet {
 
 /// Meaning of the items of a list of labels.
 ///
-/// A column has one layout, which fits all of its lists. Lists of floating-point numbers are multi-hot vectors. Other lists
+/// A column has one layout, which fits all of its lists. Lists of floating-point numbers are multi-hot vectors, and so are
+/// vectors of numbers with a decimal point that are no names. Names in quotation marks are classes. Other lists
 /// fit both layouts only with at most two names, as `[0, 1]` does. If all lists of a column fit both, they are multi-hot
 /// vectors, as in scikit-learn and transformers, unless all are equal or one is empty: such a column is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

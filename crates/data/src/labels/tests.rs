@@ -174,6 +174,44 @@ fn list_column_has_one_layout() {
 }
 
 #[test]
+fn names_that_are_numbers_are_told_from_multi_hot_vectors() {
+    let two = ["0", "1"];
+    let multi_hot = |names: &[&str], cells: &[&str]| multi_labels(names, cells).expect("labels");
+    let (zero, one, none, both) = (vec![1.0, 0.0], vec![0.0, 1.0], vec![0.0, 0.0], vec![1.0, 1.0]);
+    // Numbers in quotation marks are names.
+    for cell in ["[\"0\", \"1\"]", "\"[\\\"0\\\", \\\"1\\\"]\"", "\"['1', '0']\""] {
+        assert_eq!(multi_hot(&two, &[cell, cell]), [both.clone(), both.clone()], "{cell}");
+    }
+    // Another row decides.
+    assert_eq!(multi_hot(&two, &["\"0|1\"", "\"0\"", "\"\""]), [both.clone(), zero.clone(), none.clone()]);
+    assert_eq!(multi_hot(&two, &["[1.0, 0.0]"]), std::slice::from_ref(&zero));
+    assert_eq!(multi_hot(&two, &["\"0.0|1.0\"", "\"0|1\""]), [one.clone(), one.clone()]);
+    // No vector of three numbers.
+    assert_eq!(multi_hot(&["0", "1", "2"], &["\"0|1\""]), [[1.0, 1.0, 0.0]]);
+    assert_eq!(multi_hot(&["0", "1", "2"], &["\"0|1|2\""]), [[1.0; 3]]);
+    for cells in [&["\"0|1\"", "\"0|1\""][..], &["\"0|1\"", "\"\""], &["[0, 1]"]] {
+        let text = multi_labels(&two, cells).expect_err("ambiguous").to_string();
+        assert!(
+            text.contains("write [1.0, 0.0] for multi-hot vectors, or lists with the names in quotation marks"),
+            "{text}"
+        );
+    }
+    let quoted: ArrayRef = Arc::new(StringArray::from(vec!["0", "1"]));
+    let lists = cast(&quoted, &DataType::new_list(DataType::Utf8, true)).expect("lists");
+    let items = columns::labels(&lists, Format::Parquet).expect("labels");
+    assert_eq!(items[0], Some(RawLabel::Many(vec![RawLabel::Quoted("0".to_owned())])));
+    // Names that are no numbers: texts of digits are vectors, as before.
+    assert_eq!(multi_hot(&["a", "b"], &["[\"1\", \"0\"]", "[\"0\", \"1\"]"]), [zero.clone(), one]);
+    assert_eq!(multi_hot(&["a", "b"], &["\"1.0|0.0\""]), [zero]);
+}
+
+#[test]
+fn digest_is_that_of_names_for_texts_of_lists() {
+    let texts = jsonl(&["[\"0\", \"1\"]"]);
+    assert_eq!(texts.digest(), jsonl(&["[0, 1]"]).digest(), "as in earlier versions");
+}
+
+#[test]
 fn texts_of_several_labels_are_split() {
     let names = ["neg", "pos", "Food, drink", "1.5"];
     let check = |cell: &str, expected: &[usize]| {

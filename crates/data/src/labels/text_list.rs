@@ -19,7 +19,7 @@ pub(crate) fn split_parts<'a>(cell: &'a str, separators: &'a [char]) -> impl Ite
 pub(crate) fn parse_list(cell: &str) -> Option<Vec<RawLabel>> {
     let cell = cell.trim();
     if let Ok(items) = serde_json::from_str::<Vec<String>>(cell) {
-        return Some(items.into_iter().map(RawLabel::Name).collect());
+        return Some(items.into_iter().map(RawLabel::listed_text).collect());
     }
     let inside = [('[', ']'), ('(', ')'), ('{', '}')]
         .into_iter()
@@ -33,7 +33,7 @@ pub(crate) fn parse_list(cell: &str) -> Option<Vec<RawLabel>> {
         let after = match remaining.chars().next().filter(|quote| matches!(quote, '\'' | '"')) {
             Some(quote) => {
                 let (item, after) = quoted(&remaining[1..], quote)?;
-                items.push(RawLabel::Name(item));
+                items.push(RawLabel::listed_text(item));
                 after
             }
             None => {
@@ -124,6 +124,16 @@ mod tests {
         ] {
             check(cell, Some(expected));
         }
+    }
+
+    #[test]
+    fn numbers_in_quotation_marks_are_texts() {
+        let (name, quoted) =
+            (|text: &str| RawLabel::Name(text.to_owned()), |text: &str| RawLabel::Quoted(text.to_owned()));
+        for cell in ["[\"0\", \"true\", \"a\"]", "['0', 'true', 'a']", "['0' 'true' 'a']"] {
+            assert_eq!(parse_list(cell), Some(vec![quoted("0"), quoted("true"), name("a")]), "{cell}");
+        }
+        assert_eq!(parse_list("[0, '1']"), Some(vec![name("0"), quoted("1")]));
     }
 
     #[test]

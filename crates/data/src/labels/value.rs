@@ -63,7 +63,7 @@ impl Value {
                 let from_narrow = from_narrow.filter(|narrow| wide.as_ref() != Some(narrow));
                 wide.into_iter().chain(from_narrow).collect()
             }
-            RawLabel::Name(text) => Self::from_text(&normalized(text)).into_iter().collect(),
+            RawLabel::Name(text) | RawLabel::Quoted(text) => Self::from_text(&normalized(text)).into_iter().collect(),
             RawLabel::Many(_) => Vec::new(),
         }
     }

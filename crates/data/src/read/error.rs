@@ -65,12 +65,14 @@ pub enum ReadError {
     #[error("find rows in {}: it is empty", path.display())]
     Empty { path: PathBuf },
     /// A file with columns, but without usable rows.
-    #[error("find rows in {}: it has {}", path.display(), no_rows(*read, filter.as_deref()))]
+    #[error("find rows in {}: it has {}", path.display(), no_rows(*read, filter.as_deref(), found.as_deref()))]
     NoRows {
         path: PathBuf,
         read: usize,
         /// The filter, if there is one: `column = value`, joined by `and`.
         filter: Option<String>,
+        /// Some of the values that the columns of the filter have.
+        found: Option<String>,
     },
     /// A row without a usable text or label.
     #[error("use {}: {}", .0.location, .0.problem_text())]
@@ -120,14 +122,15 @@ impl ReadError {
     /// Error of a file that was read without finding a row.
     pub(crate) fn no_rows(path: &Path, has_columns: bool) -> Self {
         let path = path.to_owned();
-        if has_columns { Self::NoRows { path, read: 0, filter: None } } else { Self::Empty { path } }
+        if has_columns { Self::NoRows { path, read: 0, filter: None, found: None } } else { Self::Empty { path } }
     }
 }
 
-fn no_rows(read: usize, filter: Option<&str>) -> String {
-    match (read, filter) {
-        (0, _) => "the names of columns and no row".to_owned(),
-        (_, Some(filter)) => format!("{read}, and none with {filter}"),
-        (_, None) => read.to_string(),
+fn no_rows(read: usize, filter: Option<&str>, found: Option<&str>) -> String {
+    match (read, filter, found) {
+        (0, ..) => "the names of columns and no row".to_owned(),
+        (_, Some(filter), Some(found)) => format!("{read}, and none with {filter}; {found}"),
+        (_, Some(filter), None) => format!("{read}, and none with {filter}"),
+        (_, None, _) => read.to_string(),
     }
 }

@@ -1,5 +1,6 @@
 //! Rows of a file or a stream of any size, a chunk at a time.
 
+mod filter;
 mod stream;
 mod text_column;
 
@@ -13,6 +14,7 @@ use arrow::datatypes::SchemaRef;
 
 use crate::{BadRow, CellProblem, Dialect, Format, RawLabel, ReadError, RowLocation};
 
+pub(crate) use filter::FilterValues;
 pub use stream::RowStream;
 pub(crate) use text_column::TEXT_NAMES;
 
@@ -34,7 +36,7 @@ pub struct RowSpec {
     pub options: Vec<String>,
     /// True if the column of texts may hold lists of words, which are joined by blanks.
     pub words: bool,
-    /// Values by column; rows with other values are left out.
+    /// Values by column; rows with other values are left out. A number or truth value equals all cells of its value.
     pub filter: BTreeMap<String, String>,
     /// Columns with one value in all rows, such as those in the names of the folders of a file. A column of the file goes
     /// before one of the same name.
@@ -102,7 +104,7 @@ pub struct Rows {
     pub options: Option<Vec<Vec<String>>>,
     /// Data row of each text, from 1; a header does not count.
     pub numbers: Vec<usize>,
-    /// Rows of this chunk that were left out.
+    /// Rows of this chunk that were left out, in the order of the file.
     pub skipped: Vec<BadRow>,
     /// Passthrough columns, with a row for each text. Complete objects are one column with their JSON.
     pub(crate) passthrough: RecordBatch,
@@ -135,6 +137,7 @@ impl Rows {
             problem: CellProblem::NoToken,
         });
         self.skipped.extend(without_tokens.collect::<Vec<_>>());
+        self.skipped.sort_by_key(|bad| bad.location.row);
         if self.passthrough.num_columns() > 0 {
             let mask = BooleanArray::from(has_tokens.to_vec());
             self.passthrough = filter_record_batch(&self.passthrough, &mask)

@@ -6,6 +6,7 @@ use arrow::array::{Array, ArrayRef, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::datatypes::{Schema, SchemaRef};
 
+use super::filter::{FilterCells, FilterValues};
 use super::{
     BadRow, BadRowPolicy, CellProblem, Form, Passthrough, RowSchema, RowSpec, Rows, TextColumnOrigin, text_column,
 };
@@ -30,6 +31,7 @@ pub struct RowStream {
     ended: bool,
     read: usize,
     skipped: usize,
+    filter_values: FilterValues,
 }
 
 struct Column {
@@ -120,6 +122,7 @@ impl RowStream {
             ended: false,
             read: 0,
             skipped: 0,
+            filter_values: FilterValues::default(),
         })
     }
 
@@ -148,6 +151,11 @@ impl RowStream {
         self.skipped
     }
 
+    /// Values of the columns of the filter, as long as no row matched it.
+    pub(crate) fn filter_values(&self) -> &FilterValues {
+        &self.filter_values
+    }
+
     /// Error for a stream that ended without rows, with or without columns.
     pub fn no_rows_error(&self) -> ReadError {
         // A lines file without lines has a column, too.
@@ -167,7 +175,7 @@ impl RowStream {
         let labels = columns.label.as_ref().map(|label| cells.labels(label)).transpose()?;
         let options = cells.options(&columns.options)?;
         let (mut selected, mut skipped) = (Vec::new(), Vec::new());
-        for row in cells.filtered(&columns.filter)? {
+        for row in cells.filtered(&columns.filter, &mut self.filter_values)? {
             let pair = || cells.problem(columns.pair.as_ref()?, pairs.as_ref()?, row);
             let option = || cells.option_problem(&columns.options, options.as_ref()?, row);
             match cells.problem(&columns.text, &texts, row).or_else(pair).or_else(option) {
@@ -393,12 +401,22 @@ impl BatchCells<'_> {
         Ok(labels.into_iter().map(|label| label.or_else(|| empty.clone())).collect())
     }
 
-    fn filtered(&self, filter: &[(Column, String)]) -> Result<Vec<usize>, ReadError> {
-        let conditions = filter.iter().map(|(column, value)| Ok((self.texts(column)?, value.as_str())));
-        let conditions = conditions.collect::<Result<Vec<_>, ReadError>>()?;
-        let holds =
-            |row: &usize| conditions.iter().all(|(cells, value)| cells.is_valid(*row) && cells.value(*row) == *value);
-        Ok((0..self.batch.num_rows()).filter(holds).collect())
+    /// Rows that a filter selects. `values` is for the message if it selects none.
+    fn filtered(&self, filter: &[(Column, String)], values: &mut FilterValues) -> Result<Vec<usize>, ReadError> {
+        let condition = |(column, value): &(Column, String)| {
+            let cells = self.batch.column(column.index);
+            FilterCells::compare(cells, self.format, value)
+                .ok_or_else(|| self.wrong_type(column, cells, "texts, numbers, truth values or dates"))
+        };
+        let conditions = filter.iter().map(condition).collect::<Result<Vec<_>, ReadError>>()?;
+        let holds = |row: &usize| conditions.iter().all(|cells| cells.matches(*row));
+        let selected: Vec<usize> = (0..self.batch.num_rows()).filter(holds).collect();
+        if selected.is_empty() {
+            filter.iter().zip(&conditions).for_each(|((column, _), cells)| values.add(&column.name, cells));
+        } else {
+            values.note_match();
+        }
+        Ok(selected)
     }
 
     fn problem(&self, column: &Column, texts: &StringArray, row: usize) -> Option<BadRow> {

@@ -38,6 +38,21 @@ fn texts_in_zone(field: &Field, column: &ArrayRef) -> Result<StringArray, ArrowE
     }
 }
 
+/// Lists of names as texts: several names as JSON, which is unlike a multi-hot vector of numbers.
+pub(super) fn quoted_lists(column: &ArrayRef) -> ArrayRef {
+    let lists = column.as_list::<i32>();
+    let cell = |row: usize| {
+        let items = lists.value(row);
+        let names: Vec<&str> = items.as_string::<i32>().iter().map(Option::unwrap_or_default).collect();
+        lists.is_valid(row).then(|| match names.as_slice() {
+            [] => String::new(),
+            [name] => (*name).to_owned(),
+            names => serde_json::json!(names).to_string(),
+        })
+    };
+    Arc::new((0..lists.len()).map(cell).collect::<StringArray>())
+}
+
 fn is_simple(kind: &DataType) -> bool {
     match kind {
         DataType::Dictionary(_, values) => is_simple(values),

@@ -10,7 +10,8 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, RecordBatch};
+use arrow::datatypes::DataType;
 
 use crate::rows::Form;
 use crate::{Format, LabelKind, LabelSet, PredictionRef, RowSchema, Rows, Task};
@@ -191,6 +192,11 @@ impl PredictionWriter {
         let mut new = Vec::new();
         for (spec, predicted) in self.specs.iter().zip(predicted) {
             new.extend(output_columns::new_columns(spec, rows, *predicted)?);
+        }
+        for (column, field) in new.iter_mut().zip(self.columns.new.fields()) {
+            if matches!((field.data_type(), column.data_type()), (DataType::Utf8, DataType::List(_))) {
+                *column = cells::quoted_lists(column);
+            }
         }
         self.write_header()?;
         let bytes = match (self.columns.form, &self.encoder) {

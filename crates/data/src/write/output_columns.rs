@@ -12,7 +12,7 @@ use parquet::errors::ParquetError;
 use sepal_core::{CellKind, Columns};
 
 use super::{OutputSpec, WriteError, cells};
-use crate::labels::{OUTPUT_SEPARATOR, split_parts};
+use crate::labels::{OUTPUT_SEPARATOR, share, split_parts};
 use crate::rows::Form;
 use crate::{Format, LabelKind, PredictionRef, RawLabel, RowSchema, Rows, json};
 
@@ -168,9 +168,13 @@ fn new_fields(spec: &OutputSpec, row_schema: &RowSchema, format: Format) -> Resu
         return Err(WriteError::Name { name: name.clone() });
     }
     let name = |name: &str| format!("{}{name}", spec.prefix);
+    let names_type = |kind: CellKind| match kind {
+        CellKind::Texts if joins && is_read_as_multi_hot(spec) => DataType::Utf8,
+        kind => data_type(kind),
+    };
     let mut fields = Vec::new();
-    fields.extend(row_schema.label.then(|| Field::new(name("label"), data_type(label), true)));
-    fields.push(Field::new(name("predicted"), data_type(predicted), spec.abstain_below.is_some()));
+    fields.extend(row_schema.label.then(|| Field::new(name("label"), names_type(label), true)));
+    fields.push(Field::new(name("predicted"), names_type(predicted), spec.abstain_below.is_some()));
     fields.extend(probability.map(|kind| Field::new(name("probability"), data_type(kind), false)));
     fields.extend(spec.abstain_below.map(|_| Field::new(name("abstained"), DataType::Boolean, false)));
     if has_probabilities(spec) {
@@ -178,6 +182,14 @@ fn new_fields(spec: &OutputSpec, row_schema: &RowSchema, format: Format) -> Resu
         fields.extend(labels.map(|label| Field::new(name(&format!("probability_{label}")), DataType::Float32, false)));
     }
     Ok(fields)
+}
+
+/// Returns true if the names of all labels, joined, are also a multi-hot vector, as `0|1` is.
+fn is_read_as_multi_hot(spec: &OutputSpec) -> bool {
+    let names = spec.labels.names();
+    spec.task.kind() == LabelKind::Multi
+        && names.len() > 1
+        && names.iter().all(|name| share(&RawLabel::Name(name.clone())).is_some())
 }
 
 fn data_type(kind: CellKind) -> DataType {
@@ -322,7 +334,7 @@ fn label_column(spec: &OutputSpec, labels: &[Option<RawLabel>]) -> ArrayRef {
                 RawLabel::Bool(truth) => Some(f64::from(u8::from(*truth))),
                 RawLabel::Int(number) => Some(*number as f64),
                 RawLabel::Float(number) => Some(*number),
-                RawLabel::Name(name) => name.trim().parse().ok(),
+                RawLabel::Name(text) | RawLabel::Quoted(text) => text.trim().parse().ok(),
                 RawLabel::Many(_) => None,
             };
             Arc::new(labels.iter().map(number).collect::<Float64Array>())
