@@ -2,7 +2,7 @@
 
 use sepal_core::Want;
 use sepal_integration_tests::golden::{Golden, distance};
-use sepal_remote::{RemoteOptions, RemoteSequential, StepSession, SwarmPath};
+use sepal_remote::{RemoteError, RemoteOptions, RemoteSequential, StepSession, SwarmPath};
 use sepal_testkit::tiny::models;
 use tch::Tensor;
 
@@ -86,10 +86,13 @@ fn evicted_prefix_is_sent_again() {
     // A training step replaces the tunables of the evaluation.
     trained.golden_logits(&golden, &remote).sum(tch::Kind::Float).backward();
     assert!(distance(&evaluate(), &first) < 1e-5);
-    // A call without a prefix.
+    // Calls without a prefix: deep prompts need one.
     let tokens = golden.ends.embed(&golden.ids).expect("tokens");
-    let without_prefix = || session.forward(None, &tokens, &golden.rows, Want::LastOfRows);
-    let none = tch::no_grad(without_prefix).expect("a forward without a prefix");
+    let without_prefix =
+        |session: &StepSession<'_>| tch::no_grad(|| session.forward(None, &tokens, &golden.rows, Want::LastOfRows));
+    assert!(matches!(without_prefix(&session), Err(RemoteError::PrefixLen { found: 0, .. })));
+    let plain = remote.tune(Vec::new()).expect("tuned");
+    let none = without_prefix(&plain).expect("a forward without a prefix");
     assert_eq!(none.size()[0] as usize, golden.rows.len());
     assert!(distance(&evaluate(), &first) < 1e-5);
 }

@@ -286,9 +286,10 @@ impl BlockStack {
         if let Some(injected) = batch.injected.span().filter(|injected| *injected != span) {
             return Err(ForwardError::Span { requested: span, held: injected });
         }
-        match batch.injected.prefix_len() {
-            Some(expected) if batch.prefix.slots() > 0 && expected != prefix_len => {
-                Err(ForwardError::PrefixLen { expected, found: prefix_len })
+        match (batch.injected.prefix_len(), batch.prefix) {
+            // Without a prefix, they would have no effect and no gradient. A cached prefix includes theirs.
+            (Some(expected), Prefix::Computed(found)) if expected != found => {
+                Err(ForwardError::PrefixLen { expected, found })
             }
             _ => Ok(()),
         }

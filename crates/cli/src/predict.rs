@@ -47,7 +47,9 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
     }
     PredictionWriter::check_row_schema(&rows.row_schema()).map_err(with_option)?;
     let classifiers = open_all(registry, &runs, &specs, &mut console, &stop)?;
-    classifiers.iter().try_for_each(|classifier| check_abstaining(args.abstain_below, classifier.task()))?;
+    for (run, classifier) in runs.iter().zip(&classifiers) {
+        check_abstaining(args.abstain_below, &run.name, classifier.task())?;
+    }
     let mut writer = output(args, &runs, &classifiers, &rows)?;
     if let Some(note) = replaced_columns_note(writer.replaced()) {
         console.line(&note);
@@ -184,7 +186,7 @@ pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), F
     let mut console = Console::default();
     let spec = trained_spec(registry, &args.run, &args.labelled.rows.set)?;
     let classifier = Classifier::open(&spec, &args.run, registry, &mut console, &stop)?;
-    check_abstaining(args.abstain_below, classifier.task())?;
+    check_abstaining(args.abstain_below, &classifier.manifest().name, classifier.task())?;
     let labelled = labelled_source(&classifier, &args.labelled, spec.data.rows.skip_empty)?;
     let evaluation = classifier.evaluate(&labelled, &mut console, &stop)?;
     drop(console);

@@ -146,7 +146,7 @@ impl Host<'_> {
         }) else {
             return Ok(());
         };
-        check_abstaining(self.args.abstain_below, classifier.task())?;
+        check_abstaining(self.args.abstain_below, worker.name().as_str(), classifier.task())?;
         let info = info(&classifier)?;
         let Some(session) = with_servers(worker, || classifier.session())? else { return Ok(()) };
         let serving = format!("serving {}: {}", worker.name(), listed(&info.labels));

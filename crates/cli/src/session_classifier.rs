@@ -1,7 +1,9 @@
 //! Classifier of a run behind a gateway.
 
+use std::ops::Range;
+
 use sepal_data::{EncodedRow, RowTexts};
-use sepal_gateway::{Answer, AnswerKind, ClassifierInfo, Classify, ClassifyError};
+use sepal_gateway::{Answer, AnswerKind, ClassifierInfo, Classify, ClassifyError, InvalidRow, RowProblem};
 use sepal_pipeline::{Classifier, Session};
 use sepal_plugin::Prediction;
 use sepal_track::Manifest;
@@ -17,18 +19,7 @@ pub(crate) struct SessionClassifier<'a> {
 
 impl Classify for SessionClassifier<'_> {
     fn classify(&mut self, texts: &[&str], pairs: Option<&[&str]>) -> Result<Vec<Answer>, ClassifyError> {
-        let tokens = match self.session.encode(RowTexts { texts, pairs, ..RowTexts::default() }) {
-            Ok(tokens) => tokens,
-            Err(error) => {
-                return Err(match error.too_many_windows() {
-                    Some([n_windows, max_windows]) => ClassifyError::TooLong { n_windows, max_windows },
-                    None => ClassifyError::Failed(error.into()),
-                });
-            }
-        };
-        if !tokens.iter().all(EncodedRow::has_tokens) {
-            return Err(ClassifyError::NoToken);
-        }
+        let tokens = self.encode(texts, pairs)?;
         match self.session.classify(&tokens) {
             Ok(prediction) => Ok(answers(prediction, self.kind, texts)),
             Err(error) if error.is_unreachable() => Err(ClassifyError::Unavailable(error.into())),
@@ -36,9 +27,48 @@ impl Classify for SessionClassifier<'_> {
         }
     }
 
+    fn check(&mut self, texts: &[&str], pairs: Option<&[&str]>) -> Result<(), ClassifyError> {
+        self.encode(texts, pairs).map(drop)
+    }
+
     fn uses_remote_servers(&self) -> bool {
         self.is_remote
     }
+}
+
+impl SessionClassifier<'_> {
+    fn encode(&self, texts: &[&str], pairs: Option<&[&str]>) -> Result<Vec<EncodedRow>, ClassifyError> {
+        let encode = |rows: Range<usize>| {
+            let pairs = pairs.map(|pairs| &pairs[rows.clone()]);
+            self.session.encode(RowTexts { texts: &texts[rows], pairs, ..RowTexts::default() })
+        };
+        let invalid: Vec<InvalidRow> = match encode(0..texts.len()) {
+            Ok(rows) => {
+                let problems = rows.iter().map(|row| (!row.has_tokens()).then_some(RowProblem::NoToken));
+                let invalid: Vec<InvalidRow> = with_indices(problems).collect();
+                if invalid.is_empty() {
+                    return Ok(rows);
+                }
+                invalid
+            }
+            Err(error) if error.too_many_windows().is_none() => return Err(ClassifyError::Failed(error.into())),
+            // The error is that of the first row. Each row alone shows all of them.
+            Err(_) => with_indices((0..texts.len()).map(|row| match encode(row..row + 1) {
+                Ok(rows) => (!rows.iter().all(EncodedRow::has_tokens)).then_some(RowProblem::NoToken),
+                Err(error) => {
+                    let windows = error.too_many_windows();
+                    windows.map(|[n_windows, max_windows]| RowProblem::TooLong { n_windows, max_windows })
+                }
+            }))
+            .collect(),
+        };
+        Err(ClassifyError::InvalidRows(invalid))
+    }
+}
+
+/// Rows that have a problem.
+fn with_indices(problems: impl Iterator<Item = Option<RowProblem>>) -> impl Iterator<Item = InvalidRow> {
+    problems.enumerate().filter_map(|(row, problem)| Some(InvalidRow { row, problem: problem? }))
 }
 
 fn answers(prediction: Prediction, kind: AnswerKind, texts: &[&str]) -> Vec<Answer> {

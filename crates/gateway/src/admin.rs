@@ -42,14 +42,13 @@ pub(crate) async fn show(
 /// ready.
 pub(crate) async fn load(State(app): State<App>, request: Request) -> Result<Response, Problem> {
     authorize_admin(&app, request.headers())?;
-    check_content(request.headers())?;
-    let deadline = Instant::now() + app.shared.options.timeout;
-    let (name, run) = request::parse_load(&read_body(&app, request, deadline).await?)?;
-    let name = name.parse::<ModelName>().map_err(|error| single_problem("#/name", format!("failed to {error}")))?;
+    let refused = |_: &Problem| app.shared.metrics.record_refused_load();
+    let (name, run) = requested_run(&app, request).await.inspect_err(refused)?;
     let status = if app.shared.model_named(name.as_str()).is_ok() { StatusCode::OK } else { StatusCode::CREATED };
     let (sender, outcome) = oneshot::channel();
     let model = app.shared.add(name.clone(), false, Some(sender));
-    let model = model.map_err(|error| refused_load(&app, &error))?;
+    let model = model.map_err(|error| refused_load(&error)).inspect_err(refused)?;
+    // The worker counts a load that fails from here on, also if the client has disconnected.
     let worker = Worker { shared: Arc::clone(&app.shared), model };
     let stopping = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the gateway is being stopped");
     if !app.shared.request_load(LoadRequest { worker, run }) {
@@ -60,6 +59,15 @@ pub(crate) async fn load(State(app): State<App>, request: Request) -> Result<Res
         Ok(Err(reason)) => Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, reason)),
         Err(_) => Err(stopping()),
     }
+}
+
+/// Name and run of a request to load a model.
+async fn requested_run(app: &App, request: Request) -> Result<(ModelName, String), Problem> {
+    check_content(request.headers())?;
+    let deadline = Instant::now() + app.shared.options.timeout;
+    let (name, run) = request::parse_load(&read_body(app, request, deadline).await?)?;
+    let name = name.parse::<ModelName>().map_err(|error| single_problem("#/name", format!("failed to {error}")))?;
+    Ok((name, run))
 }
 
 /// `DELETE /v1/models/NAME`: refuses new requests of the model; the open ones are answered.
@@ -75,8 +83,7 @@ pub(crate) async fn unload(
     Ok(as_json(StatusCode::OK, json!({ "unloaded": name }).to_string()))
 }
 
-fn refused_load(app: &App, error: &AddError) -> Problem {
-    app.shared.metrics.record_refused_load();
+fn refused_load(error: &AddError) -> Problem {
     let detail = format!("failed to {error}");
     match error {
         AddError::Busy { .. } => Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(RETRY_AFTER),

@@ -82,6 +82,28 @@ pub enum Answer {
     },
 }
 
+/// Row that a classifier does not take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InvalidRow {
+    /// Index of the row.
+    pub row: usize,
+    /// Reason.
+    pub problem: RowProblem,
+}
+
+/// Reason for which a classifier does not take a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
+#[non_exhaustive]
+pub enum RowProblem {
+    /// Text without a token.
+    #[error("it yields no token: it has only blanks or characters that the tokenizer does not know")]
+    NoToken,
+    /// Text of more windows than are computed.
+    #[error("it is too long: {n_windows} windows, at most {max_windows} are computed; shorten it")]
+    TooLong { n_windows: usize, max_windows: usize },
+}
+
 /// Input of a prediction: a text or a pair of texts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Row {
@@ -121,6 +143,13 @@ impl Answer {
                     && probabilities.iter().all(|probability| probability.is_finite())
             }
         }
+    }
+}
+
+impl InvalidRow {
+    /// Returns the row with the index that it has behind `n_rows` others.
+    pub(crate) fn after(self, n_rows: usize) -> Self {
+        Self { row: n_rows + self.row, ..self }
     }
 }
 

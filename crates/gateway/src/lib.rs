@@ -54,7 +54,7 @@ mod shares;
 mod token;
 mod worker;
 
-pub use classifier::{Answer, AnswerKind, ClassifierInfo};
+pub use classifier::{Answer, AnswerKind, ClassifierInfo, InvalidRow, RowProblem};
 pub use gateway::{Gateway, GatewayError, Stopper};
 pub use models::{AddError, LoadRequest, Models};
 pub use name::{ModelName, NameError};

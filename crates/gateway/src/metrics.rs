@@ -75,8 +75,12 @@ impl Default for GatewayMetrics {
         };
         let models =
             register(&mut registry, "models", "Models, those that are being loaded included", Gauge::default());
-        let refused_loads =
-            register(&mut registry, "refused_loads", "Models that could not be added", Counter::default());
+        let refused_loads = register(
+            &mut registry,
+            "refused_loads",
+            "Requests of administrators to load a model that were refused or failed",
+            Counter::default(),
+        );
         let connections = ConnectionMetrics::register(&mut registry);
         Self { registry, families, models, refused_loads, connections }
     }
@@ -122,7 +126,7 @@ impl GatewayMetrics {
         self.families.requests.get_or_create(&RequestLabels { model: String::new(), status }).inc();
     }
 
-    /// Records a model that was refused before it was loaded.
+    /// Records a request to load a model that was refused or failed.
     pub(crate) fn record_refused_load(&self) {
         self.refused_loads.inc();
     }

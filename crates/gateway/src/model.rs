@@ -171,6 +171,11 @@ impl Model {
         self.lock().outcome.take()
     }
 
+    /// True if a client waits for the model to be loaded.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.lock().outcome.is_some()
+    }
+
     /// Sets the availability. Unavailability refuses all waiting requests.
     pub(crate) fn set_health(&self, health: Health) {
         let mut state = self.lock();

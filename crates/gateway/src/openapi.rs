@@ -45,7 +45,7 @@ pub(crate) fn openapi(models: &[Arc<Description>], options: &Options) -> Value {
             "operationId": "openapi", "summary": "This document",
             "responses": {
                 "200": { "description": "The document.", "content": { "application/json": { "schema": { "type": "object" } } } },
-                "503": problem("The classifier is being loaded."),
+                "503": problem("No model has answered yet, or none is loaded."),
             },
         }},
     });

@@ -12,11 +12,11 @@ use sepal_connections::http::Peer;
 use tokio::time::timeout_at;
 
 use crate::abstain;
-use crate::classifier::{Answer, Row};
+use crate::classifier::{Answer, AnswerKind, Row};
 use crate::model::{Model, OpenRequest};
 use crate::problem::Problem;
 use crate::queue::Refusal;
-use crate::request::{self, Choice, Fields, single_problem};
+use crate::request::{self, Choice, Fields, RowsField, single_problem};
 use crate::response::{Document, Results};
 use crate::routes::{App, as_json, authorize, check_content, choice_problem, refused};
 
@@ -76,6 +76,7 @@ async fn predict(
     let (choice, fields) = request::parse_body(&body)?;
     drop(body);
     let is_list = matches!(choice, Choice::Several(_) | Choice::All);
+    let is_named_by_path = name.is_some();
     for name in chosen_names(app, name, choice)? {
         opened.push(app.shared.open(name.as_deref(), address).map_err(|error| {
             let problem = choice_problem(error);
@@ -86,9 +87,9 @@ async fn predict(
             }
         })?);
     }
-    let (rows, abstain_below) = parse_rows(app, fields, opened)?;
+    let Rows { field, rows, abstain_below } = parse_rows(app, fields, is_named_by_path, opened)?;
     let abstain_below = abstain_below.or(app.shared.options.abstain_below);
-    let answers = wait_for_answers(app, rows, opened, deadline).await?;
+    let answers = wait_for_answers(app, field, rows, opened, deadline).await?;
     let opened_answers = opened.iter().zip(&answers);
     let mut documents: Vec<Document<'_>> =
         opened_answers.map(|(open, answers)| Document::new(&open.description.info, answers, abstain_below)).collect();
@@ -129,9 +130,18 @@ fn chosen_names(app: &App, path: Option<String>, choice: Choice) -> Result<Vec<O
     }
 }
 
-/// Parses the rows for all opened models, which take the same kind of rows, and the least probability of their labels.
-fn parse_rows(app: &App, mut fields: Fields, opened: &[OpenRequest]) -> Result<(Vec<Row>, Option<f32>), Problem> {
-    let [first, others @ ..] = opened else { return Ok((Vec::new(), None)) };
+/// Rows of a request and the least probability of their labels.
+struct Rows {
+    field: RowsField,
+    rows: Vec<Row>,
+    abstain_below: Option<f32>,
+}
+
+/// Parses the rows for all opened models, which take the same kind of rows.
+fn parse_rows(app: &App, mut fields: Fields, is_named_by_path: bool, opened: &[OpenRequest]) -> Result<Rows, Problem> {
+    let [first, others @ ..] = opened else {
+        return Ok(Rows { field: RowsField::Texts, rows: Vec::new(), abstain_below: None });
+    };
     let kind = |open: &OpenRequest| if open.description.info.takes_pairs { "pairs of texts" } else { "single texts" };
     if let Some(other) = others.iter().find(|other| kind(other) != kind(first)) {
         let detail = format!(
@@ -144,20 +154,30 @@ fn parse_rows(app: &App, mut fields: Fields, opened: &[OpenRequest]) -> Result<(
         return Err(single_problem("#/models", detail));
     }
     let abstain_below = abstain::take(&mut fields, opened.iter().map(|open| &open.description.info))?;
-    let rows = request::parse_rows(fields, &first.description.info, &app.shared.options)?;
-    Ok((rows, abstain_below))
+    let expected = known_fields(is_named_by_path, opened.iter().map(|open| open.description.info.kind));
+    let (field, rows) = request::parse_rows(fields, &first.description.info, &app.shared.options, &expected)?;
+    Ok(Rows { field, rows, abstain_below })
+}
+
+/// Names of the fields of a request for models that give answers of these kinds.
+fn known_fields(is_named_by_path: bool, mut kinds: impl Iterator<Item = AnswerKind>) -> String {
+    let choice = (!is_named_by_path).then_some("model or models");
+    let abstaining = kinds.all(|kind| kind == AnswerKind::Class).then_some(abstain::FIELD);
+    let fields: Vec<&str> = ["texts or text"].into_iter().chain(choice).chain(abstaining).collect();
+    fields.join(", ")
 }
 
 /// Queues the rows with all opened models at once and waits for the answers of each.
 async fn wait_for_answers(
     app: &App,
+    field: RowsField,
     rows: Vec<Row>,
     opened: &[OpenRequest],
     deadline: Instant,
 ) -> Result<Vec<Vec<Answer>>, Problem> {
     let limit = app.shared.options.max_model_rows;
     let problem = |model: &Arc<Model>, refusal: Refusal| {
-        let problem = refused(model, refusal);
+        let problem = refused(model, field, refusal);
         if opened.len() > 1 { problem.of_model(model.name.as_str()) } else { problem }
     };
     let mut receivers = Vec::with_capacity(opened.len());
@@ -188,5 +208,19 @@ fn unreadable(rejection: &BytesRejection, max_body_bytes: usize) -> Problem {
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail)
         }
         other => Problem::new(StatusCode::BAD_REQUEST, format!("the body cannot be read: {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_depend_on_the_path_and_the_answers() {
+        let fields = |is_named_by_path, kinds: &[AnswerKind]| known_fields(is_named_by_path, kinds.iter().copied());
+        assert_eq!(fields(false, &[AnswerKind::Class]), "texts or text, model or models, abstain_below");
+        assert_eq!(fields(true, &[AnswerKind::Class]), "texts or text, abstain_below");
+        assert_eq!(fields(false, &[AnswerKind::Class, AnswerKind::Value]), "texts or text, model or models");
+        assert_eq!(fields(true, &[AnswerKind::Labels]), "texts or text");
     }
 }

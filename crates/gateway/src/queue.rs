@@ -5,18 +5,15 @@ use std::net::IpAddr;
 
 use tokio::sync::oneshot;
 
-use crate::classifier::{Answer, Row};
+use crate::classifier::{Answer, InvalidRow, Row};
 use crate::shares::Shares;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refusal {
     Unavailable,
     Failed,
-    NoToken,
-    TooLong {
-        n_windows: usize,
-        max_windows: usize,
-    },
+    /// Rows that the classifier does not take, by their index in the request.
+    InvalidRows(Vec<InvalidRow>),
     /// The queue holds too many rows.
     Full,
 }
@@ -95,6 +92,13 @@ impl Queue {
         }
     }
 
+    /// Returns the number of answered rows of a request, and its rows that are in no batch yet, which no later batch takes;
+    /// none if the request was cancelled.
+    pub(crate) fn take_rest(&mut self, id: JobId) -> Option<(usize, Vec<Row>)> {
+        let job = self.jobs.get_mut(&id).filter(|job| !job.reply.is_closed())?;
+        Some((job.answers.len(), std::mem::take(&mut job.waiting).into()))
+    }
+
     pub(crate) fn refuse(&mut self, id: JobId, refusal: Refusal) {
         if let Some(job) = self.jobs.remove(&id) {
             // Fails if the request was cancelled.
@@ -105,7 +109,7 @@ impl Queue {
     pub(crate) fn refuse_all(&mut self, refusal: Refusal) {
         self.turns.clear();
         let ids: Vec<JobId> = self.jobs.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.refuse(id, refusal));
+        ids.into_iter().for_each(|id| self.refuse(id, refusal.clone()));
     }
 
     /// Number of requests so far.
@@ -202,6 +206,21 @@ mod tests {
         answer(&mut queue, batch);
         assert_eq!(other.try_recv().expect("done"), Ok(vec![Answer::Value(2.0)]));
         assert!(queue.jobs.is_empty());
+    }
+
+    #[test]
+    fn rest_of_a_request_is_taken_once() {
+        let mut queue = Queue::default();
+        let receiver = queue.push(rows("a1 a2 a3 a4"), None);
+        let first = queue.take(1, 100);
+        let id = first[0].0;
+        answer(&mut queue, first);
+        assert_eq!(texts(&queue.take(1, 100)), "a2");
+        assert_eq!(queue.take_rest(id), Some((1, rows("a3 a4"))));
+        assert!(queue.take(9, 100).is_empty(), "no later batch takes them");
+        assert_eq!(queue.take_rest(id), Some((1, Vec::new())));
+        drop(receiver);
+        assert_eq!(queue.take_rest(id), None, "it was cancelled");
     }
 
     #[test]

@@ -5,11 +5,30 @@ use std::collections::HashSet;
 use axum::http::StatusCode;
 use serde_json::{Map, Value};
 
-use crate::classifier::{ClassifierInfo, Row};
+use crate::classifier::{ClassifierInfo, InvalidRow, Row};
 use crate::options::Options;
 use crate::problem::{InvalidValue, Problem};
 
 const MAX_INVALID: usize = 8;
+
+/// Field that holds the rows of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RowsField {
+    /// `text`, the only row.
+    Text,
+    /// `texts`, a list of rows.
+    Texts,
+}
+
+impl RowsField {
+    /// JSON pointer to a row.
+    pub(crate) fn pointer(self, row: usize) -> String {
+        match self {
+            Self::Text => "#/text".to_owned(),
+            Self::Texts => format!("#/texts/{row}"),
+        }
+    }
+}
 
 /// Fields of a request for predictions that are not checked yet.
 pub(crate) type Fields = Map<String, Value>;
@@ -83,15 +102,17 @@ fn parse_names(values: Vec<Value>) -> Result<Vec<String>, Problem> {
     if names.is_empty() { Err(single_problem("#/models", "expected one name at least")) } else { Ok(names) }
 }
 
-/// Parses the rows of a request, `texts` or `text`. A row is a string, or a list of two for a classifier of pairs.
-pub(crate) fn parse_rows(fields: Fields, info: &ClassifierInfo, options: &Options) -> Result<Vec<Row>, Problem> {
-    let mut invalid: Vec<InvalidValue> = fields
-        .keys()
-        .filter(|key| !is_known(key))
-        .take(MAX_INVALID)
-        .map(|key| unknown_field(key, "texts or text, and model or models"))
-        .collect();
-    let (prefix, values) =
+/// Parses the rows of a request, `texts` or `text`. A row is a string, or a list of two for a classifier of pairs. `expected`
+/// names the fields of the request.
+pub(crate) fn parse_rows(
+    fields: Fields,
+    info: &ClassifierInfo,
+    options: &Options,
+    expected: &str,
+) -> Result<(RowsField, Vec<Row>), Problem> {
+    let mut invalid: Vec<InvalidValue> =
+        fields.keys().filter(|key| !is_known(key)).take(MAX_INVALID).map(|key| unknown_field(key, expected)).collect();
+    let (field, values) =
         row_values(fields).map_err(|problem| if invalid.is_empty() { problem } else { refuse(&mut invalid) })?;
     if values.is_empty() {
         return Err(single_problem("#/texts", "expected one text at least"));
@@ -102,13 +123,21 @@ pub(crate) fn parse_rows(fields: Fields, info: &ClassifierInfo, options: &Option
     }
     let mut rows = Vec::with_capacity(values.len());
     for (index, value) in values.into_iter().enumerate() {
-        let pointer = if prefix == "#/texts" { format!("{prefix}/{index}") } else { prefix.to_owned() };
-        rows.extend(parse_row(value, pointer, info, options, &mut invalid));
+        rows.extend(parse_row(value, field.pointer(index), info, options, &mut invalid));
         if invalid.len() >= MAX_INVALID {
             break;
         }
     }
-    if invalid.is_empty() { Ok(rows) } else { Err(refuse(&mut invalid)) }
+    if invalid.is_empty() { Ok((field, rows)) } else { Err(refuse(&mut invalid)) }
+}
+
+/// Problem of rows that a classifier does not take. The first of them are listed, as those of other invalid values.
+pub(crate) fn invalid_rows(field: RowsField, rows: &[InvalidRow]) -> Problem {
+    let value = |invalid: &InvalidRow| InvalidValue {
+        pointer: field.pointer(invalid.row),
+        detail: invalid.problem.to_string(),
+    };
+    refuse(&mut rows.iter().take(MAX_INVALID).map(value).collect())
 }
 
 fn is_known(key: &str) -> bool {
@@ -121,11 +150,11 @@ fn unknown_field(key: &str, expected: &str) -> InvalidValue {
     InvalidValue { pointer: format!("#/{key}"), detail: format!("there is no such field; expected {expected}") }
 }
 
-fn row_values(mut fields: Map<String, Value>) -> Result<(&'static str, Vec<Value>), Problem> {
+fn row_values(mut fields: Map<String, Value>) -> Result<(RowsField, Vec<Value>), Problem> {
     match (fields.remove("texts"), fields.remove("text")) {
-        (Some(Value::Array(texts)), None) => Ok(("#/texts", texts)),
+        (Some(Value::Array(texts)), None) => Ok((RowsField::Texts, texts)),
         (Some(other), None) => Err(single_problem("#/texts", format!("expected a list, found {}", describe(&other)))),
-        (None, Some(text)) => Ok(("#/text", vec![text])),
+        (None, Some(text)) => Ok((RowsField::Text, vec![text])),
         (Some(_), Some(_)) => Err(single_problem("#/text", "expected either texts or text, found both")),
         (None, None) => Err(single_problem("#/texts", "it is missing")),
     }
@@ -191,12 +220,13 @@ fn refuse(invalid: &mut Vec<InvalidValue>) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::classifier::AnswerKind;
+    use crate::classifier::{AnswerKind, RowProblem};
 
     fn parse(body: &str, takes_pairs: bool) -> Result<Vec<Row>, Problem> {
         let info = ClassifierInfo { takes_pairs, ..ClassifierInfo::new("a", AnswerKind::Class, &["no", "yes"]) };
         let (_, fields) = parse_body(body.as_bytes())?;
-        parse_rows(fields, &info, &Options { max_rows: 3, max_text_bytes: 4, ..Options::default() })
+        let options = Options { max_rows: 3, max_text_bytes: 4, ..Options::default() };
+        parse_rows(fields, &info, &options, "texts or text").map(|(_, rows)| rows)
     }
 
     fn texts(body: &str, takes_pairs: bool) -> Vec<(String, Option<String>)> {
@@ -249,6 +279,21 @@ mod tests {
         check(r#"{"texts": [""]}"#, false, 422, &[("#/texts/0", "empty")]);
         check(r#"{"text": "äöü"}"#, false, 422, &[("#/text", "4 bytes at the most, found 6")]);
         check(r#"{"texts": [["a", "b"]]}"#, false, 422, &[("#/texts/0", "a string, found a list of 2")]);
+    }
+
+    #[test]
+    fn rows_that_a_classifier_refuses_are_named() {
+        let invalid = |row, problem| InvalidRow { row, problem };
+        let long = RowProblem::TooLong { n_windows: 9, max_windows: 8 };
+        let problem = invalid_rows(RowsField::Texts, &[invalid(1, RowProblem::NoToken), invalid(4, long)]);
+        assert_eq!(problem.status, 422);
+        let pointers: Vec<&str> = problem.errors.iter().map(|error| error.pointer.as_str()).collect();
+        assert_eq!(pointers, ["#/texts/1", "#/texts/4"]);
+        assert!(
+            problem.detail.starts_with("#/texts/1: it yields no token") && problem.detail.ends_with("(and 1 more)")
+        );
+        assert!(problem.errors[1].detail.contains("9 windows, at most 8"), "{problem:?}");
+        assert_eq!(invalid_rows(RowsField::Text, &[invalid(0, long)]).errors[0].pointer, "#/text");
     }
 
     #[test]

@@ -14,12 +14,14 @@ use crate::openapi::openapi as openapi_document;
 use crate::page::page as html_page;
 use crate::problem::Problem;
 use crate::queue::Refusal;
-use crate::request::single_problem;
+use crate::request::{RowsField, invalid_rows, single_problem};
 use crate::shared::{ChoiceError, Shared};
 use crate::shares::Slots;
 use crate::{admin, predict};
 
+/// Page before a model has answered, with a placeholder for the reason.
 const LOADING: &str = include_str!("loading.html");
+const STATE: &str = "STATE";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Retry time of requests while predictions are unavailable.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -53,7 +55,10 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
 async fn page(State(app): State<App>) -> Response {
     let page = match descriptions(&app.shared) {
         Some(models) => Html(html_page(&models, &app.shared.options)).into_response(),
-        None => (StatusCode::SERVICE_UNAVAILABLE, Html(LOADING)).into_response(),
+        None => {
+            let page = LOADING.replacen(STATE, availability(&app.shared), 1);
+            (StatusCode::SERVICE_UNAVAILABLE, Html(page)).into_response()
+        }
     };
     let headers = [
         (header::CONTENT_SECURITY_POLICY, POLICY),
@@ -65,7 +70,9 @@ async fn page(State(app): State<App>) -> Response {
 }
 
 async fn openapi(State(app): State<App>) -> Result<Response, Problem> {
-    let models = descriptions(&app.shared).ok_or_else(|| unavailable(Health::Loading))?;
+    let not_described =
+        || Problem::new(StatusCode::SERVICE_UNAVAILABLE, availability(&app.shared)).retry_after(RETRY_AFTER);
+    let models = descriptions(&app.shared).ok_or_else(not_described)?;
     Ok(as_json(StatusCode::OK, openapi_document(&models, &app.shared.options).to_string()))
 }
 
@@ -73,6 +80,16 @@ async fn openapi(State(app): State<App>) -> Result<Response, Problem> {
 fn descriptions(shared: &Shared) -> Option<Vec<Arc<Description>>> {
     let descriptions: Vec<_> = shared.models().iter().filter_map(|model| model.status().description).collect();
     (!descriptions.is_empty()).then_some(descriptions)
+}
+
+/// Reason for which no model has answered yet.
+fn availability(shared: &Shared) -> &'static str {
+    match shared.health().0 {
+        health if shared.models().is_empty() => no_model(health),
+        // A model that has become ready in the meantime.
+        Health::Ready => health_detail(Health::Loading),
+        health => health_detail(health),
+    }
 }
 
 async fn health(State(app): State<App>) -> Response {
@@ -83,7 +100,7 @@ async fn health(State(app): State<App>) -> Response {
         models.iter().map(|model| (model.name.to_string(), json!(model.health().0))).collect();
     let mut text = json!({ "status": health, "since_s": since.as_secs(), "models": states });
     if health != Health::Ready {
-        let detail = if models.is_empty() && health != Health::Stopping { NO_MODEL } else { health_detail(health) };
+        let detail = if models.is_empty() { no_model(health) } else { health_detail(health) };
         text["detail"] = detail.into();
     }
     as_json(status, text.to_string())
@@ -131,20 +148,12 @@ fn unavailable(health: Health) -> Problem {
 }
 
 /// Problem of a request that a model refuses.
-pub(crate) fn refused(model: &Model, refusal: Refusal) -> Problem {
+pub(crate) fn refused(model: &Model, field: RowsField, refusal: Refusal) -> Problem {
     match refusal {
         Refusal::Failed => {
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the rows could not be computed; the log says why")
         }
-        Refusal::NoToken => Problem::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "a text yields no token: it has only blanks or characters that the tokenizer does not know",
-        ),
-        Refusal::TooLong { n_windows, max_windows } => {
-            let detail =
-                format!("a text is too long: {n_windows} windows, at most {max_windows} are computed; shorten it");
-            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
-        }
+        Refusal::InvalidRows(rows) => invalid_rows(field, &rows),
         Refusal::Full => {
             let detail = "too many texts of this model wait";
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(model.backlog())
@@ -157,6 +166,11 @@ pub(crate) fn refused(model: &Model, refusal: Refusal) -> Problem {
 }
 
 const NO_MODEL: &str = "no model is loaded";
+
+/// State of a gateway of this health that has no model.
+fn no_model(health: Health) -> &'static str {
+    if health == Health::Stopping { health_detail(health) } else { NO_MODEL }
+}
 
 fn health_detail(health: Health) -> &'static str {
     match health {

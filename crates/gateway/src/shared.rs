@@ -162,6 +162,9 @@ impl Shared {
             model.metrics.remove_gauges();
         }
         drop(entries);
+        if model.is_awaited() {
+            self.metrics.record_refused_load();
+        }
         model.end_worker();
     }
 

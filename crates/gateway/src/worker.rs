@@ -4,7 +4,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::classifier::{Answer, ClassifierInfo, Row};
+use crate::classifier::{Answer, ClassifierInfo, InvalidRow, Row};
 use crate::model::{Description, Health, Model};
 use crate::name::ModelName;
 use crate::queue::{JobId, Refusal};
@@ -17,6 +17,16 @@ pub trait Classify {
     /// # Errors
     /// [`ClassifyError`] if the rows cannot be computed, now or at all.
     fn classify(&mut self, texts: &[&str], pairs: Option<&[&str]>) -> Result<Vec<Answer>, ClassifyError>;
+
+    /// Checks rows without computing them. A request that fails for some of its rows has its further rows checked, so that
+    /// its client knows all invalid ones at once.
+    ///
+    /// # Errors
+    /// [`ClassifyError::InvalidRows`] if the classifier does not take some of the rows.
+    fn check(&mut self, texts: &[&str], pairs: Option<&[&str]>) -> Result<(), ClassifyError> {
+        let _ = (texts, pairs);
+        Ok(())
+    }
 
     /// True if the classifier depends on servers, and so may become unavailable while it is idle.
     fn uses_remote_servers(&self) -> bool {
@@ -34,13 +44,14 @@ pub enum ClassifyError {
     /// Rows that cannot be computed.
     #[error("compute the rows")]
     Failed(#[source] Box<dyn Error + Send + Sync>),
-    /// Text that yields no token.
-    #[error("compute a row whose text yields no token")]
-    NoToken,
-    /// Text of more windows than are computed.
-    #[error("compute a text of {n_windows} windows: at most {max_windows} are computed")]
-    #[expect(missing_docs, reason = "the message names the fields")]
-    TooLong { n_windows: usize, max_windows: usize },
+    /// Rows that the classifier does not take, all of those that were given, counted from 0. No row was computed.
+    #[error("compute the rows: {}", in_sequence(.0))]
+    InvalidRows(Vec<InvalidRow>),
+}
+
+fn in_sequence(rows: &[InvalidRow]) -> String {
+    let rows: Vec<String> = rows.iter().map(|InvalidRow { row, problem }| format!("row {row}: {problem}")).collect();
+    rows.join("; ")
 }
 
 /// Error of a classifier that cannot be served.
@@ -115,6 +126,9 @@ impl Worker {
     /// Ends the worker of a model that cannot be served, and reports the reason to the client that asked for the model.
     pub fn reject(self, reason: &str) {
         let outcome = self.model.take_outcome();
+        if outcome.is_some() {
+            self.shared.metrics.record_refused_load();
+        }
         // The model is forgotten before the client knows, so that its next request does not find it.
         drop(self);
         if let Some(outcome) = outcome {
@@ -147,9 +161,7 @@ impl Worker {
             match classify(classifier, &[row]) {
                 Ok(answers) => return Ok(Some(answers)),
                 Err(ClassifyError::Failed(source)) => return Err(WorkerError::Trial(source)),
-                Err(error @ (ClassifyError::NoToken | ClassifyError::TooLong { .. })) => {
-                    return Err(WorkerError::Trial(error.into()));
-                }
+                Err(error @ ClassifyError::InvalidRows(_)) => return Err(WorkerError::Trial(error.into())),
                 Err(error) => {
                     self.warn("not ready yet", &error);
                     self.set_unavailable();
@@ -195,7 +207,7 @@ impl Worker {
     /// of another.
     fn compute(&self, batch: Vec<(JobId, Row)>, info: &ClassifierInfo, example: &Row, classifier: &mut dyn Classify) {
         let Err(error) = self.try_compute(&batch, info, classifier) else { return };
-        let is_text_error = matches!(error, ClassifyError::NoToken | ClassifyError::TooLong { .. });
+        let is_text_error = matches!(error, ClassifyError::InvalidRows(_));
         if !is_text_error {
             self.model.metrics.record_failure();
         }
@@ -211,8 +223,8 @@ impl Worker {
             match result {
                 Some(Ok(())) => {}
                 Some(Err(error @ ClassifyError::Unavailable(_))) => return self.handle_loss(&error),
-                Some(Err(error)) => self.refuse(id, &error),
-                None => self.refuse(id, &error),
+                Some(Err(error)) => self.refuse(id, rows.len(), &error, classifier),
+                None => self.refuse(id, rows.len(), &error, classifier),
             }
         }
         // The cause may be the classifier instead of the rows.
@@ -221,16 +233,38 @@ impl Worker {
         }
     }
 
-    fn refuse(&self, id: JobId, error: &ClassifyError) {
+    /// Refuses a request, whose next `n_rows` rows failed.
+    fn refuse(&self, id: JobId, n_rows: usize, error: &ClassifyError, classifier: &mut dyn Classify) {
         let refusal = match error {
-            ClassifyError::NoToken => Refusal::NoToken,
-            &ClassifyError::TooLong { n_windows, max_windows } => Refusal::TooLong { n_windows, max_windows },
+            ClassifyError::InvalidRows(invalid) => {
+                Refusal::InvalidRows(self.invalid_rows(id, n_rows, invalid, classifier))
+            }
             error => {
                 self.warn("a request failed", error);
                 Refusal::Failed
             }
         };
         self.model.lock().queue.refuse(id, refusal);
+    }
+
+    /// Returns the invalid rows of a request, whose next `n_rows` rows have `invalid` ones, counted from its first row.
+    fn invalid_rows(
+        &self,
+        id: JobId,
+        n_rows: usize,
+        invalid: &[InvalidRow],
+        classifier: &mut dyn Classify,
+    ) -> Vec<InvalidRow> {
+        let rest = self.model.lock().queue.take_rest(id);
+        // None if the request was cancelled.
+        let Some((n_answered, rest)) = rest else { return Vec::new() };
+        let mut found: Vec<InvalidRow> = invalid.iter().map(|row| row.after(n_answered)).collect();
+        if !rest.is_empty()
+            && let Err(ClassifyError::InvalidRows(others)) = check(classifier, &rest)
+        {
+            found.extend(others.iter().map(|row| row.after(n_answered + n_rows)));
+        }
+        found
     }
 
     fn try_compute(
@@ -287,4 +321,10 @@ fn classify(classifier: &mut dyn Classify, rows: &[&Row]) -> Result<Vec<Answer>,
     let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
     let pairs: Option<Vec<&str>> = rows.iter().map(|row| row.pair.as_deref()).collect();
     classifier.classify(&texts, pairs.as_deref())
+}
+
+fn check(classifier: &mut dyn Classify, rows: &[Row]) -> Result<(), ClassifyError> {
+    let texts: Vec<&str> = rows.iter().map(|row| row.text.as_str()).collect();
+    let pairs: Option<Vec<&str>> = rows.iter().map(|row| row.pair.as_deref()).collect();
+    classifier.check(&texts, pairs.as_deref())
 }

@@ -25,6 +25,7 @@ import tiny
 
 GOLDENS = Path(os.environ["SEPAL_TEST_GOLDENS"])
 PROGRAM = Path(sys.executable).parent / "sepal"
+SPLIT = {"data.validation_split": 0.5}
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
 
 
@@ -138,7 +139,60 @@ class Training(InFolder):
         with self.assertRaisesRegex(LookupError, "from the listener"):
             self.train(progress=fail)
 
+    def test_data_and_overrides_are_checked_together(self):
+        frame = {split: pandas.DataFrame(rows) for split, rows in self.rows.items()}
+        self.pipeline["data"]["validation_split"] = 0.1
+        overrides = {"train.max_steps": 1, "data.validation_split": None}
+        run = sepal.train(self.pipeline, frame, overrides=overrides, progress=False)
+        self.assertEqual(run.manifest["data"]["validation_rows"], 48)
+        del self.pipeline["data"]["validation_split"]
+        overrides["data.validation_split"] = 0.25
+        run = sepal.train(self.pipeline, frame["train"], overrides=overrides, progress=False)
+        self.assertEqual(run.manifest["data"]["train_rows"] + run.manifest["data"]["validation_rows"], 192)
+        with self.assertRaisesRegex(sepal.SepalError, "found neither"):
+            sepal.train(self.pipeline, frame["train"], progress=False)
+        with self.assertRaisesRegex(sepal.SepalError, "found both"):
+            sepal.train(self.pipeline, frame, overrides=overrides, progress=False)
+
+    def test_wrong_splits_and_columns_are_named(self):
+        rows = self.rows["train"]
+        frame = pandas.DataFrame(rows)
+        tables = {"pandas": frame, "arrow": pyarrow.table(rows), "columns": rows, "rows": frame.to_dict("records")}
+        for kind, table in tables.items():
+            for names, expected in {
+                ("trian",): "data has 'trian'",
+                ("train", "valid"): "data has 'valid'",
+                ("train", "validation", "test"): "data has 'test'",
+                ("validation",): "validation without train",
+            }.items():
+                with self.subTest(kind=kind, names=names), self.assertRaisesRegex(ValueError, expected):
+                    sepal.train(self.pipeline, dict.fromkeys(names, table), progress=False)
+        with self.assertRaisesRegex(ValueError, "column 'label' of data has 1 values, and column 'text' has 2"):
+            sepal.train(self.pipeline, {"text": ["a", "b"], "label": ["bad"]}, overrides=SPLIT, progress=False)
+        with self.assertRaisesRegex(TypeError, "column 'label' of data is str"):
+            sepal.train(self.pipeline, {"text": ["a"], "label": "bad"}, overrides=SPLIT, progress=False)
+        with self.assertRaisesRegex(ValueError, "column 'label' of data cannot be written"):
+            sepal.train(self.pipeline, {"text": ["a", "b"], "label": ["bad", 1]}, overrides=SPLIT, progress=False)
+        data = {"train": rows, "validation": {"text": ["a", "b"], "label": ["bad"]}}
+        with self.assertRaisesRegex(ValueError, "column 'label' of data\\['validation'\\] has 1 values"):
+            sepal.train(self.pipeline, data, progress=False)
+
+    def test_arguments_are_named(self):
+        with self.assertRaisesRegex(TypeError, "progress is int"):
+            self.train(progress=3)
+        with self.assertRaisesRegex(TypeError, "progress is str"):
+            sepal.RemoteBlocks(self.model, progress="yes")
+        run = self.train(overrides={"train.max_steps": 1})
+        with self.assertRaisesRegex(TypeError, "texts is NoneType; give a list of texts"):
+            run.predict(None)
+        with self.assertRaisesRegex(TypeError, "pairs is int; give a list of texts"):
+            run.predict(["a"], pairs=3)
+        with self.assertRaisesRegex(TypeError, "options is int; give a list of lists of texts"):
+            run.predict(["a"], options=3)
+
     def test_mistakes_are_named(self):
+        # The pipeline is complete, so that the rows are what is wrong.
+        self.pipeline["data"]["validation_split"] = 0.5
         with self.assertRaisesRegex(TypeError, "list of dicts"):
             sepal.train(self.pipeline, data=3)
         with self.assertRaisesRegex(TypeError, "data is Series"):
@@ -238,6 +292,35 @@ class Blocks(InFolder):
         blocks.close()
         with self.assertRaisesRegex(sepal.SepalError, "closed"):
             blocks(torch.randn(1, 2, blocks.hidden_size))
+
+    def test_deep_prompts_need_a_prefix_of_their_length(self):
+        for swarm in ("none", "embedded"):
+            blocks = sepal.RemoteBlocks(self.model, swarm)
+            hidden, prefix, deep = self.tensors(blocks)
+            for select in ("all", "last", "mean"):
+                with self.assertRaisesRegex(ValueError, "for a prefix of 3 positions, and there is no prefix"):
+                    blocks(hidden, MASK, deep_prompts=deep, select=select)
+                with self.assertRaisesRegex(ValueError, "for a prefix of 3 positions, and prefix has 2"):
+                    blocks(hidden, MASK, prefix=prefix[:2], deep_prompts=deep, select=select)
+
+    def test_ids_that_are_no_whole_numbers_are_refused(self):
+        blocks = sepal.RemoteBlocks(self.model)
+        with self.assertRaisesRegex(TypeError, "torch.float32; give whole numbers"):
+            blocks.embed(torch.tensor([[1.5]]))
+        with self.assertRaisesRegex(TypeError, "torch.bool"):
+            blocks.embed(torch.tensor([[True]]))
+        with self.assertRaisesRegex(TypeError, "input_ids is list"):
+            blocks.embed([[1, 2]])
+        with self.assertRaisesRegex(TypeError, "texts is NoneType"):
+            blocks.tokenize(None)
+        expected = blocks.embed(torch.tensor([[1, 2]]))
+        torch.testing.assert_close(blocks.embed(torch.tensor([[1, 2]], dtype=torch.int32)), expected)
+
+    def test_non_finite_hidden_states_are_named(self):
+        blocks = sepal.RemoteBlocks(self.model, "embedded")
+        hidden = torch.full((1, 2, blocks.hidden_size), float("nan"))
+        with self.assertRaisesRegex(sepal.SepalError, "non-finite hidden states of tokens"):
+            blocks(hidden)
 
     def test_petals_loop_learns(self):
         torch.manual_seed(2)

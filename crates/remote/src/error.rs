@@ -69,6 +69,9 @@ pub enum RemoteError {
     /// Shapes that do not fit together.
     #[error("run remote blocks: {what} has shape {found:?}, expected {expected}")]
     Shape { what: &'static str, expected: String, found: Vec<i64> },
+    /// Prefix of another length than a tunable is for, 0 without a prefix: the tunable would have no effect and no gradient.
+    #[error("run remote blocks on a prefix of {found} positions: `{tunable}` is for one of {expected}")]
+    PrefixLen { tunable: String, expected: usize, found: usize },
     /// libtorch failed in this process.
     #[error("prepare or read tensors of a remote call: {message}")]
     Local { message: String },
@@ -99,6 +102,7 @@ pub(crate) const DIGEST: &str = "the digest of the model";
 pub(crate) const GRADIENTS: &str = "gradients";
 pub(crate) const HIDDEN_STATES: &str = "hidden states";
 pub(crate) const PROMPTS: &str = "prompts";
+pub(crate) const TOKENS: &str = "hidden states of tokens";
 
 fn list_liars(servers: &[String]) -> String {
     match servers {
@@ -115,11 +119,11 @@ impl RemoteError {
     }
 
     /// True if numbers overflowed, on the wire or on a server. The same call may succeed with a smaller loss or with
-    /// other rows. Non-finite prompts are no overflow, because they stay non-finite.
+    /// other rows. Non-finite prompts and tokens of the caller are no overflow, because they stay non-finite.
     pub fn is_overflow(&self) -> bool {
         match self {
             RemoteError::NonFinite { .. } => true,
-            RemoteError::NonFiniteInput { what, .. } => *what != PROMPTS,
+            RemoteError::NonFiniteInput { what, .. } => !matches!(*what, PROMPTS | TOKENS),
             _ => false,
         }
     }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use sepal_core::{DType, HostTensor, HostTunable, Ragged, Want};
+use sepal_core::{DEEP_PROMPTS, DType, HostTensor, HostTunable, PREFIX_KEYS_VALUES, Ragged, Want};
 use sepal_nn::Tunable;
 use sepal_nn::host::{from_host, share_from_host, share_to_host, to_host};
 use sepal_swarm::{Endpoint, RemoteOptions, Sightings, Traffic};
@@ -193,8 +193,9 @@ impl StepSession<'_> {
     /// do not require one.
     ///
     /// # Errors
-    /// [`RemoteError`] of the forward pass; [`RemoteError::Local`] for [`Want::All`], which only servers use. Errors of the
-    /// backward pass come out of [`RemoteSequential::backward`].
+    /// [`RemoteError`] of the forward pass; [`RemoteError::PrefixLen`] for tunables of a prefix without one of their length;
+    /// [`RemoteError::Local`] for [`Want::All`], which only servers use. Errors of the backward pass come out of
+    /// [`RemoteSequential::backward`].
     pub fn forward(
         &self,
         prefix: Option<&Tensor>,
@@ -274,12 +275,29 @@ impl StepSession<'_> {
             let expected = format!("[{}, {hidden}]", rows.n_tokens());
             return Err(RemoteError::Shape { what: "the tokens", expected, found: tokens.size() });
         }
-        match prefix.map(|prefix| prefix.size()) {
-            None => Ok(0),
-            Some(size) if size.len() == 2 && size[0] > 0 && size[1] == hidden => Ok(size[0] as usize),
+        let prefix_len = match prefix.map(|prefix| prefix.size()) {
+            None => 0,
+            Some(size) if size.len() == 2 && size[0] > 0 && size[1] == hidden => size[0] as usize,
             Some(found) => {
-                Err(RemoteError::Shape { what: "the prefix", expected: format!("[prefix_len, {hidden}]"), found })
+                let expected = format!("[prefix_len, {hidden}]");
+                return Err(RemoteError::Shape { what: "the prefix", expected, found });
             }
+        };
+        self.check_prefix_len(prefix_len)?;
+        Ok(prefix_len)
+    }
+
+    /// Refuses tunables for a prefix of another length. Servers refuse the shapes that they do not know.
+    fn check_prefix_len(&self, found: usize) -> Result<(), RemoteError> {
+        let step = self.step.borrow();
+        let mut lengths =
+            step.tunables.iter().filter_map(|tunable| match (tunable.name.as_str(), tunable.tensor.shape()) {
+                (DEEP_PROMPTS | PREFIX_KEYS_VALUES, &[_, length, _]) => Some((&tunable.name, length)),
+                _ => None,
+            });
+        match lengths.find(|&(_, expected)| expected != found) {
+            Some((name, expected)) => Err(RemoteError::PrefixLen { tunable: name.clone(), expected, found }),
+            None => Ok(()),
         }
     }
 

@@ -292,6 +292,11 @@ fn deep_prompts_of_a_wrong_shape_are_refused() {
     }
     let text = refusal(&model, &stack, &[(DEEP_PROMPTS, 1, &[2, 2, 32])]);
     assert!(text.contains("a prefix of 3 positions: the tunables are for 2"), "{text}");
+    let rows = Ragged::from_lengths([3, 2]).expect("rows");
+    let deep = [Tunable { first_block: 1, ..Tunable::new(DEEP_PROMPTS, model.random(&[2, 2, 32], 2)) }];
+    let error = stack.forward(&model.random(&[5, 32], 1), 0, &rows, &deep, Want::LastOfRows).expect_err("no prefix");
+    let text = in_one_line(&error);
+    assert!(text.contains("a prefix of 0 positions: the tunables are for 2"), "{text}");
 }
 
 #[test]

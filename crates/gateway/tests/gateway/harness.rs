@@ -8,7 +8,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use sepal_gateway::{
-    Answer, AnswerKind, ClassifierInfo, Classify, ClassifyError, Gateway, Options, Stopper, WorkerError,
+    Answer, AnswerKind, ClassifierInfo, Classify, ClassifyError, Gateway, InvalidRow, Options, RowProblem, Stopper,
+    WorkerError,
 };
 use serde_json::Value;
 
@@ -29,12 +30,7 @@ impl Classify for FakeClassifier {
         }
         self.0.batches.lock().expect("a lock").push(texts.len());
         thread::sleep(Duration::from_millis(self.0.row_ms.load(Ordering::SeqCst)) * texts.len() as u32);
-        if texts.contains(&" ") {
-            return Err(ClassifyError::NoToken);
-        }
-        if texts.contains(&"endless") {
-            return Err(ClassifyError::TooLong { n_windows: 9, max_windows: 8 });
-        }
+        self.check(texts, pairs)?;
         if texts.contains(&"poison") {
             return Err(ClassifyError::Failed("it is poison".into()));
         }
@@ -44,6 +40,18 @@ impl Classify for FakeClassifier {
             text => (text.len() + 100 * second(row)) as f32,
         };
         Ok(texts.iter().enumerate().map(|row| Answer::Value(value(row))).collect())
+    }
+
+    fn check(&mut self, texts: &[&str], _: Option<&[&str]>) -> Result<(), ClassifyError> {
+        let problem = |text: &str| match text {
+            " " => Some(RowProblem::NoToken),
+            "endless" => Some(RowProblem::TooLong { n_windows: 9, max_windows: 8 }),
+            _ => None,
+        };
+        let rows = texts.iter().enumerate();
+        let invalid = rows.filter_map(|(row, &text)| Some(InvalidRow { row, problem: problem(text)? }));
+        let invalid: Vec<InvalidRow> = invalid.collect();
+        if invalid.is_empty() { Ok(()) } else { Err(ClassifyError::InvalidRows(invalid)) }
     }
 
     fn uses_remote_servers(&self) -> bool {

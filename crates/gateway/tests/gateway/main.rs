@@ -117,6 +117,31 @@ fn failing_rows_fail_no_other_request() {
 }
 
 #[test]
+fn all_invalid_rows_of_a_request_are_named() {
+    let gateway = TestGateway::start(Options { batch_rows: 2, ..Options::default() }).wait_until_ready();
+    let named = |body: &serde_json::Value| {
+        let reply = gateway.classify(body);
+        check(&reply, 422, "");
+        let errors = reply.json()["errors"].as_array().expect("errors").clone();
+        let texts = |key: &str| -> Vec<String> {
+            errors.iter().map(|error| error[key].as_str().expect("a text").to_owned()).collect()
+        };
+        let [pointers, details]: [Vec<String>; 2] = ["pointer", "detail"].map(texts);
+        (pointers, details)
+    };
+    // The second batch fails; the rows behind it are in no batch.
+    let texts = ["a", "b", "c", " ", "d", "endless", "e", " "];
+    let (pointers, details) = named(&json!({ "texts": texts }));
+    assert_eq!(pointers, ["#/texts/3", "#/texts/5", "#/texts/7"]);
+    assert!(details[0].contains("yields no token") && details[1].contains("9 windows, at most 8"), "{details:?}");
+    assert_eq!(named(&json!({ "text": " " })).0, ["#/text"]);
+    assert_eq!(named(&json!({ "text": "endless" })).0, ["#/text"]);
+    assert_eq!(named(&json!({ "texts": ["a", "endless"] })).0, ["#/texts/1"]);
+    assert_eq!(named(&json!({ "texts": vec![" "; 20] })).0.len(), 8, "the first eight");
+    assert_eq!(gateway.get("/health").status, 200);
+}
+
+#[test]
 fn request_beyond_limit_is_refused_with_retry_time() {
     let gateway = TestGateway::start(Options { max_requests: 2, ..Options::default() }).wait_until_ready();
     gateway.fake.row_ms.store(400, Ordering::SeqCst);
@@ -208,6 +233,8 @@ fn lost_classifier_is_reported_and_recovers() {
     let gateway = TestGateway::start_with(options, info, Arc::clone(&fake));
     gateway.wait_for_status("unavailable");
     assert_eq!(gateway.get("/health").status, 503);
+    check(&gateway.get("/openapi.json"), 503, "cannot be reached");
+    assert!(gateway.get("/").body.contains("cannot be reached"));
     check(&gateway.classify(&json!({ "text": "four" })), 503, "cannot be reached");
     assert_eq!(gateway.get("/").status, 503);
     fake.is_unavailable.store(false, Ordering::SeqCst);

@@ -220,7 +220,11 @@ fn unloaded_model_answers_open_requests_and_refuses_new_ones() {
     assert!(!metrics.contains(r#"sepal_task_ready{model="films"}"#), "{metrics}");
     assert_eq!(gateway.administer("DELETE", "/v1/models/books", None).status, 200);
     check(&gateway.classify(&json!({ "text": "a" })), 503, "no model is loaded");
-    assert_eq!(gateway.send("GET", "/health", "", None).status, 503);
+    let health = gateway.send("GET", "/health", "", None);
+    assert_eq!((health.status, &health.json()["detail"]), (503, &json!("no model is loaded")));
+    check(&gateway.send("GET", "/openapi.json", "", None), 503, "no model is loaded");
+    let page = gateway.send("GET", "/", "", None);
+    assert!(page.status == 503 && page.body.contains(": no model is loaded."), "{}", page.body);
     assert_eq!(gateway.load("films", "second").status, 201);
     assert_eq!(gateway.classify(&json!({ "text": "four" })).values(), [4.0]);
 }
@@ -286,6 +290,25 @@ fn run_that_cannot_be_loaded_changes_nothing() {
     assert_eq!(listed["models"].as_array().map(Vec::len), Some(1), "{listed}");
     assert_eq!(listed["models"][0]["labels"], json!(["first"]));
     assert_eq!(gateway.classify(&json!({ "text": "four" })).values(), [4.0]);
+    let metrics = || gateway.send("GET", "/metrics", "", None).body;
+    assert!(metrics().contains("sepal_task_refused_loads_total 4\n"), "{}", metrics());
+    assert_eq!(gateway.load("books", "second").status, 201);
+    let body = json!({ "name": "songs", "run": "third" });
+    check(&gateway.send("POST", "/v1/models", "", Some(&body)), 401, "Authorization");
+    assert!(metrics().contains("sepal_task_refused_loads_total 4\n"), "{}", metrics());
+}
+
+#[test]
+fn path_of_a_model_offers_no_other_model() {
+    let gateway = ManyModels::start(Options::default(), &["films"]);
+    let body = json!({ "text": "a", "foo": 1 });
+    let detail = |path: &str| {
+        let reply = gateway.send("POST", path, "", Some(&body));
+        check(&reply, 422, "#/foo: there is no such field");
+        reply.json()["detail"].as_str().expect("a detail").to_owned()
+    };
+    assert!(detail("/classify").ends_with("expected texts or text, model or models"));
+    assert!(detail("/v1/models/films/classify").ends_with("expected texts or text"));
 }
 
 #[test]

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
 from . import _sepal
-from ._options import Swarm, swarm_options, to_json
+from ._options import Swarm, listed_texts, swarm_options, to_json
 from ._progress import Progress, listener
 
 _TOKENS, _PREFIX, _DEEP_PROMPTS = "tokens", "prefix", "deep_prompts"
@@ -79,8 +79,8 @@ class RemoteBlocks(nn.Module):
 
         ``attention_mask [rows, seq]`` is 0 at padding, on either side; padding is neither sent nor computed. ``prefix
         [prefix_len, hidden_size]`` stands before every row, and ``deep_prompts [n_blocks, prefix_len, hidden_size]`` are
-        added to the states of the prefix before each block. ``tunables`` are other tensors inside the blocks by name,
-        stacked by block.
+        added to the states of the prefix before each block; they need a ``prefix`` of the same length. ``tunables`` are
+        other tensors inside the blocks by name, stacked by block.
 
         Returns the states of all tokens, without the prefix, as ``[rows, seq, hidden_size]`` with zeros at padding
         (``select="all"``), or ``[rows, hidden_size]``: those of the last tokens (``"last"``) or the means (``"mean"``).
@@ -100,6 +100,12 @@ class RemoteBlocks(nn.Module):
             tokens = hidden.reshape(rows * seq, size) if mask is None else hidden[mask]  # [n_tokens, hidden]
         if rows == 0 or not all(lengths):
             raise ValueError("there are no rows" if rows == 0 else "a row has no token")
+        if deep_prompts is not None and deep_prompts.dim() == 3:
+            length, found = deep_prompts.shape[1], 0 if prefix is None else prefix.shape[0]
+            if length != found:
+                given = "there is no prefix" if prefix is None else f"prefix has {found}"
+                message = f"deep_prompts are for a prefix of {length} positions, and {given}"
+                raise ValueError(f"{message}; give a prefix of the same length")
         named = {_TOKENS: tokens}
         arguments = {_PREFIX: prefix, _DEEP_PROMPTS: deep_prompts}
         named.update({name: tensor for name, tensor in arguments.items() if tensor is not None})
@@ -115,7 +121,11 @@ class RemoteBlocks(nn.Module):
         return output.new_zeros(rows, seq, size).index_put(mask.nonzero(as_tuple=True), output)
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Return the frozen embeddings of token ids of any shape: ``[.., hidden_size]``, fp32."""
+        """Return the frozen embeddings of token ids, whole numbers of any shape: ``[.., hidden_size]``, fp32."""
+        if not isinstance(input_ids, Tensor):
+            raise TypeError(f"input_ids is {type(input_ids).__name__}; give a tensor of token ids")
+        if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
+            raise TypeError(f"input_ids has the type {input_ids.dtype}; give whole numbers, such as torch.int64")
         ids = input_ids.detach().to("cpu", torch.int64).reshape(-1)
         embedded = from_dlpack(self._native.embed(to_dlpack(ids.contiguous())))
         return embedded.reshape(*input_ids.shape, self.hidden_size).to(input_ids.device)
@@ -130,7 +140,7 @@ class RemoteBlocks(nn.Module):
 
     def tokenize(self, texts: Sequence[str], max_length: int = 512) -> dict[str, Tensor]:
         """Return ``input_ids`` and ``attention_mask [rows, seq]`` of texts, by the model's tokenizer, padded right."""
-        rows = self._native.tokenize([texts] if isinstance(texts, str) else list(texts), max_length)
+        rows = self._native.tokenize([texts] if isinstance(texts, str) else listed_texts(texts, "texts"), max_length)
         seq = max(map(len, rows), default=0)
         ids = torch.tensor([row + [0] * (seq - len(row)) for row in rows], dtype=torch.int64)
         mask = torch.tensor([[1] * len(row) + [0] * (seq - len(row)) for row in rows], dtype=torch.int64)

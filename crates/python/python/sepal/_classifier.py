@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Union
 
 from . import _sepal
-from ._options import Swarm, settings
+from ._options import Swarm, listed_texts, listed_values, settings
 from ._progress import Progress, listener
 
 
@@ -78,12 +78,13 @@ class Classifier:
 
         ``pairs`` holds the second text of each row, ``options`` its options, for tasks that need them.
         """
-        texts = _texts(texts, "texts")
-        for values, name in ((pairs, "pairs"), (options, "options")):
+        texts = listed_texts(texts, "texts")
+        second = None if pairs is None else listed_texts(pairs, "pairs")
+        rows = None if options is None else listed_values(options, "options", "lists of texts")
+        for values, name in ((second, "pairs"), (rows, "options")):
             if values is not None and len(values) != len(texts):
                 raise ValueError(f"{name} has {len(values)} entries for {len(texts)} texts")
-        second = None if pairs is None else _texts(pairs, "pairs")
-        choices = None if options is None else [_texts(row, "options") for row in options]
+        choices = None if rows is None else [listed_texts(row, f"options[{index}]") for index, row in enumerate(rows)]
         answers = json.loads(self._native.predict(texts, second, choices))
         return Predictions(Prediction(answer["label"], answer["scores"]) for answer in answers)
 
@@ -114,13 +115,3 @@ def load(
     file. ``overrides`` sets other keys, for example ``{"model.device": "cuda:0"}``.
     """
     return Classifier(run, settings(overrides, swarm), progress)
-
-
-def _texts(texts: Sequence[str], name: str) -> list[str]:
-    if isinstance(texts, str):
-        raise TypeError(f"{name} is one text; give a list of texts")
-    listed = list(texts)
-    for index, text in enumerate(listed):
-        if not isinstance(text, str):
-            raise TypeError(f"{name}[{index}] is {type(text).__name__}, not a text")
-    return listed

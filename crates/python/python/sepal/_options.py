@@ -38,6 +38,24 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{value!r} is {type(value).__name__}; expected a text, a number, a list or a dict")
 
 
+def listed_texts(texts: Any, name: str) -> list[str]:
+    """Return the argument ``name`` of a call as a list, if it holds texts."""
+    if isinstance(texts, str):
+        raise TypeError(f"{name} is one text; give a list of texts")
+    listed = listed_values(texts, name, "texts")
+    for index, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise TypeError(f"{name}[{index}] is {type(text).__name__}, not a text")
+    return listed
+
+
+def listed_values(values: Any, name: str, kind: str) -> list[Any]:
+    """Return the argument ``name`` of a call, several values of this kind, as a list."""
+    if not hasattr(values, "__iter__") and not hasattr(values, "__getitem__"):
+        raise TypeError(f"{name} is {type(values).__name__}; give a list of {kind}")
+    return list(values)
+
+
 def settings(overrides: Mapping[str, Any] | None, swarm: Swarm = None) -> list[str]:
     """Return the overrides as texts ``key=value``, as after ``--set``."""
     values = dict(overrides or {})

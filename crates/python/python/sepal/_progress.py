@@ -55,6 +55,8 @@ def listener(progress: Progress) -> Callable[[str], object] | None:
     """Return the function that the native module calls with each event, as JSON."""
     if progress is None or progress is False:
         return None
+    if progress is not True and not callable(progress):
+        raise TypeError(f"progress is {type(progress).__name__}; give True, False, None or a function of an event")
     handle = Lines() if progress is True else progress
     return lambda text: handle(json.loads(text))
 

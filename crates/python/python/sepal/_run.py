@@ -10,7 +10,7 @@ from typing import Any, Union
 
 from . import _sepal
 from ._classifier import Classifier, Predictions, load
-from ._data import described_data, with_tables
+from ._data import split_tables, with_files, write_tables
 from ._errors import SepalError
 from ._options import settings, to_json
 from ._progress import Progress, listener
@@ -80,7 +80,7 @@ def train(
     Ctrl-C ends the training after the current step and raises ``KeyboardInterrupt`` once the run is saved and can be
     resumed. Further ones change nothing: nothing writes to the run's folder any more when the exception is raised.
     """
-    sets = settings(overrides)
+    sets, events = settings(overrides), listener(progress)
     resumed = None if resume is False or resume is None else "" if resume is True else os.fspath(resume)
     if config is None:
         if not resumed:
@@ -91,8 +91,10 @@ def train(
         written = dict(config) if isinstance(config, Mapping) else json.loads(_sepal.read_yaml(text))
         if not isinstance(written, dict):
             raise SepalError(f"failed to read {name}: a pipeline is a mapping of keys")
-        text = to_json(with_tables(written, data, _data_folder(name, written, sets)))
-    summary = json.loads(_sepal.train(name, text, sets, resumed, listener(progress)))
+        tables = split_tables(data)
+        files = write_tables(tables, _data_folder(name, written, list(tables), sets))
+        text = to_json(with_files(written, files))
+    summary = json.loads(_sepal.train(name, text, sets, resumed, events))
     return Run(summary["folder"], summary)
 
 
@@ -105,16 +107,8 @@ def _read(config: Pipeline) -> tuple[str, str]:
     return os.fspath(config), Path(config).read_text(encoding="utf-8")
 
 
-def _data_folder(name: str, written: dict[str, Any], sets: list[str]) -> Path:
-    """Return the folder for rows of the pipeline, which is checked first."""
-    placeholder = with_placeholder(written)
-    folder = json.loads(_sepal.resolve(name, to_json(placeholder), sets))["output"]["folder"]
+def _data_folder(name: str, written: dict[str, Any], splits: Sequence[str], sets: list[str]) -> Path:
+    """Return the folder for the rows of these splits. The pipeline is checked first, with names of files to come."""
+    checked = with_files(written, {split: "rows.arrow" for split in splits})
+    folder = json.loads(_sepal.resolve(name, to_json(checked), sets))["output"]["folder"]
     return Path(folder) / "data"
-
-
-def with_placeholder(written: dict[str, Any]) -> dict[str, Any]:
-    """Return the pipeline with names of rows, so that it can be checked before they are written."""
-    described = {**described_data(written), "train": "rows.arrow"}
-    if "validation_split" not in described:
-        described["validation"] = "rows.arrow"
-    return {**written, "data": described}

@@ -13,7 +13,7 @@ use super::prefix_cache::{record_prefix, with_prefix, without_prefix};
 use super::strategy::{ForwardPass, Leg, Strategy, work};
 use crate::command::{MicroBatchGrads, WantedGrads};
 use crate::connection::{BackwardOutput, ExpectedGrads, ForwardRequest};
-use crate::error::{CallError, GRADIENTS, HIDDEN_STATES, PROMPTS, RemoteError};
+use crate::error::{CallError, GRADIENTS, HIDDEN_STATES, PROMPTS, RemoteError, TOKENS};
 use crate::retry::{Doubt, RetryBudget};
 use crate::servers::Servers;
 use crate::step::Step;
@@ -309,9 +309,14 @@ impl<'a> Star<'a> {
 
     /// Removes the legs from the first with a non-finite output on, and returns that one.
     fn cut_non_finite(&self, trace: &mut StarTrace, output: &HostTensor) -> Result<StarLeg, RemoteError> {
-        if trace.legs.first().is_some_and(|leg| !leg.input.is_finite()) {
-            // The caller's own blocks return hidden states, which are not parameters.
-            let what = if self.servers.options().first_block > 0 { HIDDEN_STATES } else { PROMPTS };
+        if let Some(first) = trace.legs.first().filter(|leg| !leg.input.is_finite()) {
+            let prompts = first.input.rows(0..trace.prefix_len);
+            let what = match self.servers.options().first_block {
+                0 if prompts.is_some_and(|prompts| !prompts.is_finite()) => PROMPTS,
+                0 => TOKENS,
+                // The caller's own blocks return hidden states, which are not parameters.
+                _ => HIDDEN_STATES,
+            };
             return Err(RemoteError::NonFiniteInput { what, dtype: self.servers.options().dtype() });
         }
         let inputs = trace.legs.iter().skip(1).map(|leg| &leg.input);

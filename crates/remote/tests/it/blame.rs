@@ -212,6 +212,43 @@ fn non_finite_numbers_of_all_servers_name_them() {
 }
 
 #[test]
+fn non_finite_prompts_and_tokens_are_told_apart() {
+    let honest = FakeServer::start("honest", "0:3", Behaviour::Honest);
+    let remote = connect(&[&honest], options());
+    let rows = Ragged::from_lengths(LENGTHS).expect("rows");
+    let tokens = numbers(&[rows.n_tokens() as i64, HIDDEN as i64], 0.0).set_requires_grad(true);
+    let prompts = numbers(&[PREFIX, HIDDEN as i64], 0.0);
+    let check = |prefix: Option<&Tensor>, tokens: &Tensor, expected: &str| {
+        let session = remote.tune(Vec::new()).expect("tuned");
+        let error = session.forward(prefix, tokens, &rows, Want::LastOfRows).expect_err("non-finite");
+        assert!(error.to_string().contains(expected) && !error.is_overflow(), "{expected}: {error}");
+    };
+    let (nan_tokens, nan_prompts) = (&tokens * f64::NAN, &prompts * f64::NAN);
+    check(None, &nan_tokens, "send non-finite hidden states of tokens as");
+    check(Some(&prompts), &nan_tokens, "send non-finite hidden states of tokens as");
+    // This server's output depends on the tokens alone.
+    check(Some(&nan_prompts), &nan_tokens, "send non-finite prompts as");
+}
+
+#[test]
+fn deep_prompts_without_a_prefix_of_their_length_are_refused() {
+    let honest = FakeServer::start("honest", "0:3", Behaviour::Honest);
+    let remote = connect(&[&honest], options());
+    let hidden = HIDDEN as i64;
+    let rows = Ragged::from_lengths(LENGTHS).expect("rows");
+    let tokens = numbers(&[rows.n_tokens() as i64, hidden], 0.0);
+    let deep = numbers(&[N_BLOCKS as i64, PREFIX, hidden], 0.0).set_requires_grad(true);
+    let session = remote.tune(vec![Tunable::new(DEEP_PROMPTS, deep)]).expect("tuned");
+    let longer = numbers(&[PREFIX + 1, hidden], 0.0);
+    for (prefix, length) in [(None, 0), (Some(&longer), 3)] {
+        let error = session.forward(prefix, &tokens, &rows, Want::LastOfRows).expect_err("another length");
+        assert!(matches!(&error, RemoteError::PrefixLen { expected: 2, found, .. } if *found == length), "{error}");
+        assert!(error.to_string().contains("`deep_prompts` is for one of 2"), "{error}");
+    }
+    assert_eq!(honest.forward_calls(), 0, "nothing was sent");
+}
+
+#[test]
 fn error_without_a_server_lists_the_last_failure_of_each() {
     let leaving = FakeServer::start("one", "0:3", Behaviour::Leaving);
     let other = FakeServer::start("two", "0:3", Behaviour::NotServed);
