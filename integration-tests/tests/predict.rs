@@ -194,3 +194,28 @@ fn predict_prefers_the_model_that_was_trained_on() {
     let messages = failure_messages(fixture.sepal(&[&args[..], &["--set", "model.source=later"]].concat()));
     assert!(messages.contains("--set model.source=SOURCE"), "{messages}");
 }
+
+/// A filter is that of the rows of the command line; other keys of the run's rows have no effect, so they are refused.
+#[test]
+fn keys_of_rows_have_an_effect_or_are_refused() {
+    let (fixture, run) = trained();
+    let folder = run.folder.to_str().expect("a path");
+    let rows = fs::read_to_string(fixture.path("validation.csv")).expect("rows");
+    let grouped =
+        rows.lines().enumerate().map(|(i, row)| if i == 0 { format!("{row},g") } else { format!("{row},{}", i % 3) });
+    fs::write(fixture.path("grouped.csv"), grouped.collect::<Vec<_>>().join("\n")).expect("written");
+    let args = ["evaluate", folder, "--data", "grouped.csv", "--json"];
+    let evaluated = |sets: &[&str]| -> Value {
+        serde_json::from_str(&stdout(fixture.sepal(&[&args[..], sets].concat()))).expect("JSON")
+    };
+    assert_eq!(evaluated(&[])["rows"], 48);
+    assert_eq!(evaluated(&["--set", "data.where={g: 1}"])["rows"], 16);
+    for set in ["data.validation=other.csv", "data.few_shot.per_class=2", "data.text=g", "data.template={text}"] {
+        let messages = failure_messages(fixture.sepal(&[&args[..], &["--set", set]].concat()));
+        let key = set.split('=').next().and_then(|key| key.split('.').nth(1)).expect("a key");
+        assert!(messages.contains(&format!("set data.{key}: ")), "{set}: {messages}");
+    }
+    let predict = ["predict", folder, "-i", "grouped.csv", "-o", "out.csv", "--set", "data.where.g=1"];
+    let messages = failure_messages(fixture.sepal(&predict));
+    assert!(messages.contains("set data.where: predictions are of all rows"), "{messages}");
+}

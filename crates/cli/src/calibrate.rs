@@ -16,7 +16,7 @@ pub(crate) fn calibrate(registry: &Registry, args: &CalibrateArgs) -> Result<(),
     let mut console = Console::default();
     let spec = trained_spec(registry, &args.run, &args.labelled.rows.set)?;
     let classifier = Classifier::open(&spec, &args.run, registry, &mut console, &stop)?;
-    let labelled = labelled_source(&classifier, &args.labelled, spec.data.rows.skip_empty)?;
+    let labelled = labelled_source(&classifier, &args.labelled, &spec.data.rows)?;
     let fits =
         CalibrateSpec { temperature: !args.no_temperature, thresholds: args.thresholds.then_some(ThresholdGoal::F1) };
     let (calibration, warnings) = classifier.calibrate(fits, &labelled, &mut console, &stop)?;

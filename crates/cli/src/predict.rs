@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use sepal_assets::Sources;
 use sepal_config::Spec;
+use sepal_config::spec::RowsSpec;
 use sepal_core::visible;
 use sepal_data::{
     BadRowPolicy, Dialect, EncodedRow, Format, OutputSpec, Passthrough, PredictionRef, PredictionWriter, ReadError,
@@ -38,6 +39,9 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
     let runs = runs::named(&args.runs)?;
     check_output(args)?;
     let facts = shared_facts(&runs)?;
+    if args.rows.set.iter().any(|set| is_set_by(WHERE, set)) {
+        return Err(format!("set {WHERE}: predictions are of all rows; remove the setting").into());
+    }
     let specs = runs.iter().map(|run| trained_spec(registry, &run.folder, &args.rows.set));
     let specs = specs.collect::<Result<Vec<_>, _>>()?;
     let trained = specs.first().map_or_else(Dialect::default, |spec| spec.data.rows.dialect());
@@ -187,7 +191,7 @@ pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), F
     let spec = trained_spec(registry, &args.run, &args.labelled.rows.set)?;
     let classifier = Classifier::open(&spec, &args.run, registry, &mut console, &stop)?;
     check_abstaining(args.abstain_below, &classifier.manifest().name, classifier.task())?;
-    let labelled = labelled_source(&classifier, &args.labelled, spec.data.rows.skip_empty)?;
+    let labelled = labelled_source(&classifier, &args.labelled, &spec.data.rows)?;
     let evaluation = classifier.evaluate(&labelled, &mut console, &stop)?;
     drop(console);
     if let Some(path) = &args.predictions {
@@ -211,13 +215,16 @@ pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), F
     print(&lines.join("\n"))
 }
 
-/// Labelled rows, with the columns of the run where the command line names none.
+/// Labelled rows, with the columns of the run where the command line names none. The filter of the training rows, `where`
+/// of `rows`, is that of these rows only if the command line sets it.
 pub(crate) fn labelled_source<'a>(
     classifier: &Classifier,
     args: &'a LabelledArgs,
-    skip_empty: bool,
+    rows: &RowsSpec,
 ) -> Result<LabelledSource<'a>, Failure> {
     let facts = &classifier.manifest().data;
+    let sets_filter = args.rows.set.iter().any(|set| is_set_by(WHERE, set));
+    let filter = rows.filter.iter().filter(|_| sets_filter);
     let columns = TableSpec {
         path: PathBuf::new(),
         format: args.format,
@@ -227,8 +234,8 @@ pub(crate) fn labelled_source<'a>(
         label: Some(args.label.clone().unwrap_or_else(|| facts.label.clone())),
         options: facts.options.clone(),
         words: facts.words,
-        filter: Default::default(),
-        skip_empty,
+        filter: filter.map(|(column, cell)| (column.clone(), cell.0.clone())).collect(),
+        skip_empty: rows.skip_empty,
     };
     let splits = match args.split.as_deref() {
         Some(split) => vec![split],
@@ -237,10 +244,36 @@ pub(crate) fn labelled_source<'a>(
     Ok(LabelledSource { sources: Sources::new(args.data.clone())?, columns, splits })
 }
 
+/// Key of the filter of rows.
+const WHERE: &str = "data.where";
+
+/// Keys of a pipeline without effect on predictions and evaluations of a run, and why.
+const WITHOUT_EFFECT: [(&str, &str); 10] = [
+    ("data.template", "predictions need the template of the training"),
+    ("data.train", OTHER_ROWS),
+    ("data.validation", OTHER_ROWS),
+    ("data.validation_split", OTHER_ROWS),
+    ("data.otherwise", OTHER_ROWS),
+    ("data.few_shot", OTHER_ROWS),
+    ("data.text", "`--text` names the column"),
+    ("data.text_pair", "`--text-pair` names the column"),
+    ("data.label", "`--label` names the column"),
+    ("data.format", "`--format` names the format"),
+];
+
+const OTHER_ROWS: &str = "the rows are those of the command line";
+
+/// True if the setting `KEY=VALUE` is of the key or of a key in it.
+fn is_set_by(key: &str, set: &str) -> bool {
+    let name = set.split('=').next().unwrap_or_default().trim();
+    name.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 /// Reads the pipeline of the run with the environment and the command line applied.
 pub(crate) fn trained_spec(registry: &Registry, run: &Path, set: &[String]) -> Result<Spec, Failure> {
-    if set.iter().any(|set| set.split('=').next().is_some_and(|key| key.trim() == "data.template")) {
-        return Err("set data.template: predictions need the template of the training; remove the setting".into());
+    let ignored = WITHOUT_EFFECT.iter().find(|(key, _)| set.iter().any(|set| is_set_by(key, set)));
+    if let Some((key, reason)) = ignored {
+        return Err(format!("set {key}: {reason}; remove the setting").into());
     }
     load(registry, &PipelineArgs { file: run.join("pipeline.yaml"), set: set.to_vec() })
 }
