@@ -219,7 +219,7 @@ fn changed_choice(key: &str, layers: &[Layer]) -> Option<(String, usize)> {
 }
 
 /// Choices of plugins of this kind; none if the key is missing.
-fn choices_mut(value: &mut Value, kind: PluginKind) -> &mut [Value] {
+pub(crate) fn choices_mut(value: &mut Value, kind: PluginKind) -> &mut [Value] {
     match value.get_mut(kind.key()) {
         Some(Value::Array(choices)) => choices,
         Some(choice) => std::slice::from_mut(choice),
