@@ -208,7 +208,7 @@ impl Merged {
 }
 
 /// Sorts the keys of maps, and writes `3.0` as `3`, which readers of whole numbers accept.
-fn normalized(value: Value) -> Value {
+pub(crate) fn normalized(value: Value) -> Value {
     match value {
         Value::Number(number) => match number.as_f64() {
             Some(float) if number.is_f64() && float.fract() == 0.0 && float.abs() < 9e15 => json!(float as i64),
