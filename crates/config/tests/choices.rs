@@ -126,7 +126,7 @@ fn groups_of_parameters_have_options_of_the_optimizer() {
 
 #[test]
 fn overridden_choice_gives_no_notice_of_options_that_are_defaults() {
-    // Files of runs list every option, also those that nobody has set.
+    // Files of runs list every option, also those that were never set.
     let written = loaded(GOOD, &[]).spec.to_yaml().expect("YAML");
     assert!(written.contains("micro_batch_tokens: ") && written.contains("tape_budget_mb: 4096"), "{written}");
     let Loaded { spec, notices } = loaded(&written, &["swarm={use: none}"]);

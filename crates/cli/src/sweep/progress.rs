@@ -44,7 +44,7 @@ enum Scope {
 
 impl Notices {
     fn scope(&mut self, member: usize, text: &str) -> Scope {
-        let Some(subject) = SUBJECTS.into_iter().find(|subject| text.starts_with(subject)) else { return Scope::One };
+        let Some(subject) = SUBJECTS.into_iter().find(|subject| text.starts_with(*subject)) else { return Scope::One };
         if self.known.contains(&(None, text.to_owned())) {
             return Scope::Known;
         }
