@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use arrow::array::AsArray;
 use arrow::datatypes::Float32Type;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use sepal_integration_tests::fixture::{Fixture, Run, stdout};
+use sepal_integration_tests::fixture::{Fixture, Run, failure_messages, stdout};
 use serde_json::json;
 
 use crate::serve_task::Task;
@@ -98,6 +98,25 @@ fn served_text_of_too_many_windows_is_refused() {
 }
 
 #[test]
+fn text_of_too_many_windows_is_named_by_its_row_in_the_file() {
+    let (fixture, run) = trained("mean");
+    let folder = run.folder.to_str().expect("a path");
+    // The long text is in the second chunk of rows.
+    let short = "warm,1\n".repeat(1500);
+    fs::write(fixture.path("long.csv"), format!("sentence,label\n{short}{LONG},1\n")).expect("written");
+    let few = ["--set", "data.long_texts.windows.max_windows=2"];
+    for args in [
+        &["predict", folder, "--input", "long.csv", "--output", "out.csv"][..],
+        &["evaluate", folder, "--data", "long.csv"],
+    ] {
+        let text = failure_messages(fixture.sepal(&[args, &few].concat()));
+        assert!(text.contains("tokenize row 1501 of long.csv") && text.contains("at most 2 are made"), "{text}");
+        assert_eq!(text.matches("row ").count(), 1, "the row is named once: {text}");
+    }
+    assert!(!fixture.path("out.csv").exists());
+}
+
+#[test]
 fn windows_that_cannot_be_made_are_refused() {
     let fixture = Fixture::new("llama-gqa");
     let text = fixture.failure(&["data.long_texts={windows: {stride: 16}}"]);
@@ -112,6 +131,7 @@ fn windows_that_cannot_be_made_are_refused() {
     fs::write(fixture.path("validation.csv"), format!("sentence,label\n{LONG},1\n")).expect("written");
     let text = fixture.failure(&few);
     assert!(text.contains("at most 2 are made") && text.contains("`data.long_texts.windows.max_windows`"), "{text}");
+    assert!(text.contains("tokenize row 1 of validation.csv") && text.matches("row ").count() == 1, "{text}");
     let pipeline = fs::read_to_string(fixture.path("pipeline.yaml")).expect("a pipeline file");
     let task = "task: { use: sequence-classification, with: { labels: [bad, good] } }";
     assert!(pipeline.contains(task), "{pipeline}");

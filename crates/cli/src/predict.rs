@@ -172,7 +172,9 @@ fn tokenize(sessions: &[Session<'_>], chunk: &mut Rows, column: &str) -> Result<
     let pairs: Option<Vec<&str>> = chunk.pairs.as_ref().map(|pairs| pairs.iter().map(String::as_str).collect());
     let options = chunk.options.as_deref();
     let rows = || RowTexts { texts: &texts, pairs: pairs.as_deref(), options, ..RowTexts::default() };
-    let mut tokens = sessions.iter().map(|session| session.encode(rows())).collect::<Result<Vec<_>, _>>()?;
+    let encode =
+        |session: &Session<'_>| session.encode(rows()).map_err(|error| error.located(|row| chunk.location(row)));
+    let mut tokens = sessions.iter().map(encode).collect::<Result<Vec<_>, _>>()?;
     let has_tokens: Vec<bool> =
         (0..chunk.len()).map(|row| tokens.iter().all(|tokens| tokens[row].has_tokens())).collect();
     if has_tokens.contains(&false) {

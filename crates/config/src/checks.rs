@@ -138,12 +138,13 @@ fn dialect(key: &KeyPath, data: &Value, findings: &mut Vec<Finding>) {
 
 fn template(key: &KeyPath, data: &Value, findings: &mut Vec<Finding>) {
     let key = key.key("template");
+    let has_options = data["options"].as_array().is_some_and(|options| !options.is_empty());
     match data["template"].as_str().map(str::parse::<Template>) {
         Some(Err(error)) => {
             let message = format!("found {}, which is no template; {}", show(&data["template"]), error.problem);
             findings.push(Finding::new(key, message));
         }
-        Some(Ok(template)) if template.takes_pair() && data["text_pair"].is_null() && data["options"].is_null() => {
+        Some(Ok(template)) if template.takes_pair() && data["text_pair"].is_null() && !has_options => {
             findings.push(Finding::new(key, "expected `text_pair` beside it, because it holds `{text_pair}`"));
         }
         _ => {}

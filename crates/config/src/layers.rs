@@ -224,7 +224,7 @@ const TWO_TO_63: f64 = 9_223_372_036_854_775_808.0;
 const TWO_TO_64: f64 = 18_446_744_073_709_551_616.0;
 
 /// Sorts the keys of maps, and writes `3.0` as `3`, which readers of whole numbers accept.
-fn normalized(value: Value) -> Value {
+pub(crate) fn normalized(value: Value) -> Value {
     match value {
         Value::Number(number) => match number.as_f64().filter(|float| number.is_f64() && float.fract() == 0.0) {
             // The bounds are powers of two, so that the conversions are exact.

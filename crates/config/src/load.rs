@@ -196,31 +196,36 @@ fn is_record(path: &Path) -> bool {
     path.ends_with("pipeline.yaml") && ["manifest.json", "metrics.jsonl"].into_iter().any(is_beside)
 }
 
-/// Removes options that a changed `use` does not know, and returns a notice for each.
+/// Removes options that a changed `use` does not know, and returns a notice for each that is not the default: the file of a
+/// run lists every option.
 fn drop_stale(choice_key: &Choices, layers: &[Layer], merged: &mut Merged) -> Vec<String> {
-    let Some((name, changed_by)) = changed_choice(choice_key.key, layers) else { return Vec::new() };
+    let Some((before, name, changed_by)) = changed_choice(choice_key.key, layers) else { return Vec::new() };
     let Some(known) = choice_key.options(&name) else { return Vec::new() };
     let with = KeyPath::keys([choice_key.key, "with"]);
     let is_stale = |option: &str| !known.contains(&option) && merged.layer_of(&with.key(option)) < changed_by;
     let written = merged.value[choice_key.key]["with"].as_object();
     let stale: Vec<String> = written.into_iter().flat_map(Map::keys).filter(|key| is_stale(key)).cloned().collect();
     let options = merged.value.get_mut(choice_key.key).and_then(|choice| choice.get_mut("with"));
-    if let Some(options) = options.and_then(Value::as_object_mut) {
-        stale.iter().for_each(|option| drop(options.shift_remove(option)));
+    let Some(options) = options.and_then(Value::as_object_mut) else { return Vec::new() };
+    let mut notices = Vec::new();
+    for option in &stale {
+        let value = options.shift_remove(option).unwrap_or_default();
+        if !choice_key.is_default(&before, option, &value) {
+            let key = with.key(option);
+            notices.push(format!("{key} is left out: {} `{name}` has no such option", choice_key.noun));
+        }
     }
-    let notice =
-        |option: &String| format!("{} is left out: {} `{name}` has no such option", with.key(option), choice_key.noun);
-    stale.iter().map(notice).collect()
+    notices
 }
 
-/// Last choice and its layer, if it differs from the choice of the earlier layers.
-fn changed_choice(key: &str, layers: &[Layer]) -> Option<(String, usize)> {
+/// Choice of the earlier layers, last choice and its layer, if they differ.
+fn changed_choice(key: &str, layers: &[Layer]) -> Option<(String, String, usize)> {
     let mut chosen: Option<&str> = None;
     let mut changed = None;
     for (i, layer) in layers.iter().enumerate() {
         if let Some(name) = layer.get(key, "use").and_then(Value::as_str) {
-            if chosen.is_some_and(|before| before != name) {
-                changed = Some((name.to_owned(), i));
+            if let Some(before) = chosen.filter(|before| *before != name) {
+                changed = Some((before.to_owned(), name.to_owned(), i));
             }
             chosen = Some(name);
         }
@@ -229,7 +234,7 @@ fn changed_choice(key: &str, layers: &[Layer]) -> Option<(String, usize)> {
 }
 
 /// Choices of plugins of this kind; none if the key is missing.
-fn choices_mut(value: &mut Value, kind: PluginKind) -> &mut [Value] {
+pub(crate) fn choices_mut(value: &mut Value, kind: PluginKind) -> &mut [Value] {
     match value.get_mut(kind.key()) {
         Some(Value::Array(choices)) => choices,
         Some(choice) => std::slice::from_mut(choice),

@@ -2,14 +2,15 @@
 
 use std::fmt;
 
-use sepal_catalog::Catalog;
+use sepal_catalog::{Catalog, PluginKind, schema_of};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::layers::{Layer, Merged};
-use crate::load::{Layers, Traced};
+use crate::load::{Layers, Traced, choices_mut};
 use crate::path::{KeyPath, Segment};
 use crate::problem::{Origin, Problems};
+use crate::spec::Spec;
 use crate::sweep::SWEEP;
 use crate::yaml;
 
@@ -83,6 +84,7 @@ impl Layers {
         }
         let unwritable = |error: serde_json::Error| Problems::of_pipeline("the pipeline", error.to_string());
         let mut tree = serde_json::to_value(&loaded.spec).map_err(unwritable)?;
+        add_unwritten(&mut tree, catalog);
         if let (Some(sweep), Some(fields)) = (sweep, tree.as_object_mut()) {
             fields.insert(SWEEP.to_owned(), sweep);
         }
@@ -111,6 +113,57 @@ impl Rendered {
             text.push('\n');
         }
         text
+    }
+}
+
+/// Adds the defaults of keys that the written form of a spec leaves out while they are unset.
+fn add_unwritten(tree: &mut Value, catalog: &Catalog) {
+    add_defaults(tree, &schema_of::<Spec>());
+    for kind in PluginKind::ALL {
+        for choice in choices_mut(tree, kind) {
+            let entry = choice["use"].as_str().and_then(|name| catalog.find(kind, name).ok());
+            if let Some((entry, options)) = entry.zip(choice.get_mut("with")) {
+                add_defaults(options, &entry.schema);
+            }
+        }
+    }
+}
+
+/// Adds the missing keys of a schema that have a default, with it.
+fn add_defaults(value: &mut Value, schema: &Value) {
+    match value {
+        Value::Object(fields) => {
+            for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+                if let Some(below) = fields.get_mut(name) {
+                    add_defaults(below, property);
+                } else if let Some(default) = default_of(property) {
+                    fields.insert(name.clone(), default);
+                }
+            }
+        }
+        Value::Array(entries) => entries.iter_mut().for_each(|entry| add_defaults(entry, &schema["items"])),
+        _ => {}
+    }
+}
+
+/// Default that a schema names; otherwise `null` where it is allowed, or a map of the defaults of its keys.
+fn default_of(schema: &Value) -> Option<Value> {
+    if let Some(default) = schema.get("default") {
+        return Some(default.clone());
+    }
+    if allows_null(schema) {
+        return Some(Value::Null);
+    }
+    schema.get("properties")?;
+    let mut fields = Value::Object(Map::new());
+    add_defaults(&mut fields, schema);
+    Some(fields)
+}
+
+fn allows_null(schema: &Value) -> bool {
+    match &schema["type"] {
+        Value::Array(types) => types.iter().any(|name| name == "null"),
+        name => name == "null" || schema["anyOf"].as_array().into_iter().flatten().any(allows_null),
     }
 }
 
@@ -278,6 +331,44 @@ schedule: { use: linear }
         assert_eq!(origin("train.clip_norm"), "--set train.clip_norm");
         assert_eq!(origin("loader.prefetch"), "default");
         assert_eq!(origin("optimizer.with.lr"), "default");
+    }
+
+    #[test]
+    fn keys_that_a_run_does_not_write_are_listed_with_their_defaults() {
+        let found = rendered(&[]);
+        let expected = [
+            ("model.compute", Value::Null),
+            ("data.words", false.into()),
+            ("data.options", Value::Array(Vec::new())),
+            ("data.skip_empty", false.into()),
+            ("data.delimiter", Value::Null),
+            ("data.few_shot", Value::Null),
+            ("data.truncation_side", Value::Null),
+            ("data.long_texts", "cut".into()),
+            ("data.otherwise[0].skip_empty", false.into()),
+            ("calibrate.temperature", false.into()),
+            ("calibrate.thresholds", Value::Null),
+            ("task.with.pooling", "last".into()),
+            ("task.with.init", "random".into()),
+            ("task.with.label_words", Value::Null),
+        ];
+        for (key, value) in expected {
+            let resolved = found.values.iter().find(|resolved| resolved.key.to_string() == key);
+            let resolved = resolved.unwrap_or_else(|| panic!("no {key}"));
+            assert_eq!((&resolved.value, &resolved.origin), (&value, &ValueOrigin::Default), "{key}");
+        }
+        // A key without a default in the schema would not be listed.
+        let schema = schema_of::<Spec>();
+        for (section, properties) in schema["properties"].as_object().expect("sections") {
+            for key in properties["properties"].as_object().into_iter().flat_map(Map::keys) {
+                assert!(found.tree[section].get(key).is_some(), "{section}.{key} is not listed");
+            }
+        }
+        // What is set stays.
+        let set = rendered(&["data.skip_empty=true", "data.few_shot={per_class: 4}", "model.compute=bf16"]);
+        assert_eq!(set.tree["data"]["skip_empty"], true);
+        assert_eq!(set.tree["data"]["few_shot"], serde_json::json!({ "per_class": 4, "seed": null }));
+        assert_eq!(set.tree["model"]["compute"], "bf16");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use sepal_catalog::{Catalog, Entry, PluginKind, schema_of};
 use sepal_core::{ComputeFormat, WeightFormat};
 use serde_json::{Map, Value, json};
 
+use crate::layers::normalized;
 use crate::spec::{EmbeddedSpec, HalvingSpec, LanSpec, NoneSpec, P2pSpec, Spec, StaticSpec};
 use crate::sweep::SWEEP;
 
@@ -137,11 +138,20 @@ fn swarms() -> Vec<Choice> {
 impl Choices {
     /// Options of the choice `name`; `None` if there is no such choice.
     pub(crate) fn options(&self, name: &str) -> Option<Vec<&str>> {
-        let is_named = |choice: &&Choice| choice.name == name || choice.aliases.contains(&name);
-        let choice = self.choices.iter().find(is_named)?;
+        let choice = self.find(name)?;
         // The schema of a choice without options has no properties.
         let known = choice.schema["properties"].as_object().into_iter().flat_map(Map::keys);
         Some(known.map(String::as_str).collect())
+    }
+
+    /// True if `value` is the default of this option of the choice `name`.
+    pub(crate) fn is_default(&self, name: &str, option: &str, value: &Value) -> bool {
+        let default = self.find(name).and_then(|choice| choice.schema["properties"].get(option)?.get("default"));
+        default.is_some_and(|default| normalized(default.clone()) == *value)
+    }
+
+    fn find(&self, name: &str) -> Option<&Choice> {
+        self.choices.iter().find(|choice| choice.name == name || choice.aliases.contains(&name))
     }
 
     /// Replaces the key's schema, keeping its description and default.

@@ -251,10 +251,12 @@ pub struct RowsSpec {
     /// Reads lists of words in the column `text`, for tasks that label words; their labels are lists in the column `label`.
     /// Texts that are no lists are divided at blanks.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(extend("default" = false))]
     pub words: bool,
     /// Columns with the options of a row, for tasks that choose one of them, or one column with lists of options. In a
     /// template `{text_pair}` is the option; the default template is `{text} {text_pair}`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("default" = []))]
     pub options: Vec<String>,
     /// Column with a second text, for tasks on pairs.
     #[serde(default)]
@@ -272,6 +274,7 @@ pub struct RowsSpec {
     /// Leaves out rows whose text, second text or label is missing, empty or blank; a run says and records how many.
     /// Otherwise such a row is an error.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schemars(extend("default" = false))]
     pub skip_empty: bool,
     /// File format, if the file's name does not tell.
     #[serde(default)]

@@ -187,3 +187,16 @@ fn pipeline_in_another_encoding_is_named() {
     );
     std::fs::remove_file(&path).expect("removed");
 }
+
+#[test]
+fn overridden_choice_gives_no_notice_of_options_that_are_defaults() {
+    // Files of runs list every option, also those that were never set.
+    let written = loaded(GOOD, &[]).spec.to_yaml().expect("YAML");
+    assert!(written.contains("micro_batch_tokens: ") && written.contains("tape_budget_mb: 4096"), "{written}");
+    let Loaded { spec, notices } = loaded(&written, &["swarm={use: none}"]);
+    assert!(matches!(spec.swarm, sepal_config::SwarmSpec::None(_)));
+    assert!(notices.is_empty(), "{notices:?}");
+    let set = written.replace("tape_budget_mb: 4096", "tape_budget_mb: 64");
+    let notices = loaded(&set, &["swarm={use: none}"]).notices;
+    assert_eq!(notices, ["swarm.with.tape_budget_mb is left out: swarm `none` has no such option"]);
+}

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use sepal_core::{Ragged, RaggedError, RowForm, TokenBatch, TokenText};
-use sepal_tokenize::{Encoding, Input, Piece, Tokenizer, Truncation, Windows};
+use sepal_tokenize::{BatchError, Encoding, Input, Piece, Tokenizer, Truncation, Windows};
 
 use crate::{BoxError, Template};
 
@@ -157,15 +157,44 @@ impl std::fmt::Debug for RowEncoder<'_> {
     }
 }
 
+/// A row that cannot be encoded.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the message names the fields")]
+#[error("tokenize row {} (counted from 1)", row + 1)]
+pub struct RowError {
+    /// Index of the row, from 0.
+    pub row: usize,
+    pub source: BoxError,
+}
+
 impl RowEncoder<'_> {
     /// Encodes each row.
     ///
     /// # Errors
-    /// Error if a text cannot be encoded, an answer has no token, or the rows lack a part that the form needs.
+    /// [`RowError`] if the text of a row cannot be encoded, or its answer has no token; another error if the rows lack a part
+    /// that the form needs.
     ///
     /// # Panics
     /// If a part has fewer entries than there are texts.
     pub fn encode(&self, rows: RowTexts<'_>) -> Result<Vec<EncodedRow>, BoxError> {
+        self.encode_rows(rows).map_err(|error| match error.downcast::<BatchError>() {
+            Ok(error) => RowError { row: self.row_of(error.row, rows), source: error.source.into() }.into(),
+            Err(error) => error,
+        })
+    }
+
+    /// Row of a sequence: there is one for each option, or for each row.
+    fn row_of(&self, sequence: usize, rows: RowTexts<'_>) -> usize {
+        let Some(options) = rows.options.filter(|_| self.form == RowForm::Options) else { return sequence };
+        let mut end = 0;
+        let holds_sequence = |options: &Vec<String>| {
+            end += options.len();
+            sequence < end
+        };
+        options.iter().position(holds_sequence).unwrap_or(sequence)
+    }
+
+    fn encode_rows(&self, rows: RowTexts<'_>) -> Result<Vec<EncodedRow>, BoxError> {
         match (self.form, self.windows) {
             (RowForm::Text, Some(windows)) => {
                 let inputs = inputs(rows.texts, rows.pairs, self.template);
@@ -230,7 +259,12 @@ impl RowEncoder<'_> {
             inputs.push(input.followed_by([blank, Piece::Fixed(answers[row])]));
         }
         let sequences = self.encoder.encode_batch(&inputs, self.truncation)?;
-        sequences.into_iter().zip(starts).map(|(sequence, start)| with_answer(sequence, start)).collect()
+        let no_answer = |row| RowError { row, source: "its answer yields no token".into() };
+        let encoded =
+            sequences.into_iter().zip(starts).enumerate().map(|(row, (sequence, start))| {
+                with_answer(sequence, start).ok_or_else(|| BoxError::from(no_answer(row)))
+            });
+        encoded.collect()
     }
 }
 
@@ -266,15 +300,12 @@ fn within((start, end): (usize, usize), range: Range<usize>) -> Range<usize> {
     if start < end { start - range.start..end - range.start } else { 0..0 }
 }
 
-/// Sequence whose tokens after the byte `start` are the answer.
-fn with_answer(sequence: TokenRow, start: usize) -> Result<EncodedRow, BoxError> {
+/// Sequence whose tokens after the byte `start` are the answer; `None` if there are none.
+fn with_answer(sequence: TokenRow, start: usize) -> Option<EncodedRow> {
     let is_answer = |&(_, end): &(usize, usize)| end > start;
-    let first = sequence.offsets.iter().position(is_answer);
-    let last = sequence.offsets.iter().rposition(is_answer);
-    let (Some(first), Some(last)) = (first, last) else {
-        return Err("its answer yields no token".into());
-    };
-    Ok(EncodedRow { answer: Some(first..last + 1), ..EncodedRow::of_sequence(sequence) })
+    let first = sequence.offsets.iter().position(is_answer)?;
+    let last = sequence.offsets.iter().rposition(is_answer)?;
+    Some(EncodedRow { answer: Some(first..last + 1), ..EncodedRow::of_sequence(sequence) })
 }
 
 #[cfg(test)]
@@ -349,7 +380,7 @@ mod tests {
         assert_eq!((letters(&found[0].sequences[0]).as_str(), found[0].answer.clone()), ("ab yes", Some(2..6)));
         assert_eq!((letters(&found[1].sequences[0]).as_str(), found[1].answer.clone()), ("x no", Some(2..4)));
         assert_eq!(found[0].sequences[0].n_truncated, 2);
-        let empty = RowTexts { texts: &["a"], answers: Some(&["?"]), ..RowTexts::default() };
+        let empty = RowTexts { texts: &["a", "b"], answers: Some(&["c", "?"]), ..RowTexts::default() };
         let truncation = Truncation { max_length: 9, side: TruncationSide::Right };
         let template: Template = "{text} ".parse().expect("a template");
         let encoder = Letters::default();
@@ -360,7 +391,36 @@ mod tests {
             windows: None,
             encoder: &encoder,
         };
-        assert_eq!(encoder.encode(empty).expect_err("no answer").to_string(), "its answer yields no token");
+        let error = encoder.encode(empty).expect_err("no answer").downcast::<RowError>().expect("an error of a row");
+        assert_eq!((error.row, error.source.to_string().as_str()), (1, "its answer yields no token"));
+    }
+
+    #[test]
+    fn errors_name_the_row_of_a_sequence() {
+        let truncation = Truncation { max_length: 5, side: TruncationSide::Right };
+        let letters = Letters::default();
+        let windows = Some(Windows { stride: 0, max_windows: 2 });
+        let encoder = RowEncoder { form: RowForm::Text, template: None, truncation, windows, encoder: &letters };
+        let rows = RowTexts { texts: &["a", "bc", "defghijklmn"], ..RowTexts::default() };
+        let error = encoder.encode(rows).expect_err("three windows");
+        assert_eq!(error.to_string(), "tokenize row 3 (counted from 1)");
+        let error = error.downcast::<RowError>().expect("an error of a row");
+        assert!(error.row == 2 && error.source.to_string().contains("at most 2 are made"), "{}", error.source);
+
+        // The words of the template leave no room for both texts, in the fourth sequence.
+        let template: Template = "{text}abc{text_pair}".parse().expect("a template");
+        let truncation = Truncation { max_length: 4, ..truncation };
+        let encoder = RowEncoder {
+            form: RowForm::Options,
+            template: Some(&template),
+            truncation,
+            windows: None,
+            encoder: &letters,
+        };
+        let options = [vec!["?".to_owned(), "?".to_owned()], vec!["?".to_owned(), "x".to_owned()]];
+        let rows = RowTexts { texts: &["a", "b"], options: Some(&options), ..RowTexts::default() };
+        let error = encoder.encode(rows).expect_err("no room");
+        assert_eq!(error.downcast::<RowError>().expect("an error of a row").row, 1);
     }
 
     #[test]

@@ -75,7 +75,7 @@ mod tokens;
 mod write;
 
 pub use dialect::{Delimiter, Dialect, DialectError, Encoding};
-pub use encode::{Encode, EncodedRow, RowEncoder, RowTexts, TokenRow, encode_texts};
+pub use encode::{Encode, EncodedRow, RowEncoder, RowError, RowTexts, TokenRow, encode_texts};
 pub use folder::{FolderError, VALIDATION_SPLITS, split_files, training_files, unsplit_files};
 pub use labels::{LabelError, LabelSet, ListLayout, check_classes};
 pub use loader::{Batch, Epoch, Loader, LoaderConfig, LoaderError};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use sepal_core::{Ragged, RaggedError, RowForm, TokenBatch, TokenText};
 use sepal_tokenize::{Truncation, TruncationSide, Windows};
 
-use crate::encode::{Encode, EncodedRow, RowEncoder, RowTexts};
+use crate::encode::{Encode, EncodedRow, RowEncoder, RowError, RowTexts};
 use crate::token_cache::TokenCache;
 use crate::{BoxError, RawLabel, RowLocation, Table, Template};
 
@@ -224,8 +224,16 @@ struct TableEncoder<'a> {
 
 impl TableEncoder<'_> {
     fn encode(&self, rows: &[usize]) -> Result<Vec<EncodedRow>, TokenizeError> {
-        let result = self.encode_rows(rows);
-        result.map_err(|source| self.first_error(rows).unwrap_or(TokenizeError::Encoder { source }))
+        self.encode_rows(rows).map_err(|source| match source.downcast::<RowError>() {
+            Ok(error) => {
+                let RowError { row, source } = *error;
+                match rows.get(row) {
+                    Some(&row) => TokenizeError::Encode { location: self.table.location(row), source },
+                    None => TokenizeError::Encoder { source },
+                }
+            }
+            Err(source) => self.first_error(rows).unwrap_or(TokenizeError::Encoder { source }),
+        })
     }
 
     fn encode_rows(&self, rows: &[usize]) -> Result<Vec<EncodedRow>, BoxError> {
@@ -262,6 +270,7 @@ impl TableEncoder<'_> {
         Some(rows.iter().map(|&row| RawLabel::to_string(&labels[row])).collect())
     }
 
+    /// Error of the first row that the encoder refuses alone, if it did not say which it is.
     fn first_error(&self, rows: &[usize]) -> Option<TokenizeError> {
         rows.iter().find_map(|&row| {
             let source = self.encode_rows(&[row]).err()?;
@@ -325,6 +334,11 @@ mod tests {
         assert_eq!((batch.n_rows(), batch.sequences_of(0), batch.sequences_of(1)), (2, 0..1, 1..3));
         let error = build(&texts(&["abcde"]), &TokenSpec::new(3).with_windows(Some(sharing(3))));
         assert!(matches!(error, Err(TokenizeError::Encode { .. })), "the windows would never end");
+        let two = Windows { max_windows: 2, ..sharing(1) };
+        let error = build(&texts(&["a", "bc", "abcdefgh"]), &TokenSpec::new(3).with_windows(Some(two)));
+        let Err(TokenizeError::Encode { location, source }) = &error else { panic!("expected a row, found {error:?}") };
+        assert!(location.row == 3 && source.to_string().contains("at most 2 are made"), "{location}: {source}");
+        assert!(source.source().is_none(), "the row is named once");
     }
 
     #[test]

@@ -52,7 +52,7 @@ fn default_output(data: &Path) -> PathBuf {
 fn draft(args: &InitArgs, survey: &Survey) -> Result<(Draft, Vec<String>), Failure> {
     let path = args.data.display();
     let mut messages =
-        vec![format!("{path}: {} rows of {} columns", grouped(survey.rows as u64), survey.columns.len())];
+        vec![format!("{path}: {} of {}", rows(survey.rows), counted(survey.columns.len(), "column", "columns"))];
     let Dialect { delimiter, encoding } = survey.dialect;
     messages.extend(delimiter.map(|delimiter| format!("delimiter   `{delimiter}`")));
     messages.extend(encoding.map(|encoding| format!("encoding    {encoding}")));
@@ -258,18 +258,27 @@ fn gaps(draft: &Draft, label: &LabelChoice, survey: &Survey) -> Vec<String> {
     });
     let empty = survey.column(&label.column).map_or(0, |column| column.empty);
     let labels = match (label.kind, empty) {
-        (LabelKind::Multi, 1..) if empty == label.missing => vec![format!(
-            "{} have none of the labels, as nothing stands in `{}` there: take them out if they were not looked at",
-            rows(empty),
-            label.column
-        )],
+        (LabelKind::Multi, 1..) if empty == label.missing => vec![unlabelled(&label.column, empty)],
         _ => describe("label", label.missing, label.first_missing).into_iter().collect(),
     };
     labels.into_iter().chain(texts).collect()
 }
 
+/// Describes rows with an empty list of labels.
+fn unlabelled(column: &str, n: usize) -> String {
+    let (have, take) = match n {
+        1 => ("has", "take it out if it was"),
+        _ => ("have", "take them out if they were"),
+    };
+    format!("{} {have} none of the labels, as nothing stands in `{column}` there: {take} not looked at", rows(n))
+}
+
 fn rows(n: usize) -> String {
-    if n == 1 { "1 row".to_owned() } else { format!("{} rows", grouped(n as u64)) }
+    counted(n, "row", "rows")
+}
+
+fn counted(n: usize, one: &str, many: &str) -> String {
+    format!("{} {}", grouped(n as u64), if n == 1 { one } else { many })
 }
 
 fn notes(draft: &Draft, survey: &Survey, messages: &mut Vec<String>) {
@@ -306,4 +315,20 @@ fn name_of(data: &Path) -> String {
     let name: String = stem.chars().map(tame).collect();
     let name = name.trim_start_matches(['.', '-', '_']);
     if name.is_empty() { "pipeline".to_owned() } else { name.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_row_is_no_plural() {
+        assert_eq!([0, 1, 2000].map(rows), ["0 rows", "1 row", "2,000 rows"]);
+        let one = unlabelled("topics", 1);
+        assert!(
+            one.starts_with("1 row has none of the labels") && one.ends_with("take it out if it was not looked at")
+        );
+        let many = unlabelled("topics", 3);
+        assert!(many.starts_with("3 rows have none") && many.ends_with("take them out if they were not looked at"));
+    }
 }

@@ -12,7 +12,9 @@ use crate::pipeline_file::{layers, load};
 pub(crate) fn validate(catalog: &Catalog, args: &PipelineArgs) -> Result<(), Failure> {
     let layers = layers(args)?;
     if !layers.is_sweep() {
-        return print_yaml(load(catalog, args)?.to_yaml()?.trim_end());
+        let rendered = layers.render(catalog)?;
+        rendered.notices.iter().for_each(|notice| print_progress(notice));
+        return print_yaml(rendered.to_yaml(false).trim_end());
     }
     let sweep = layers.load_sweep(catalog)?;
     sweep.notices.iter().for_each(|notice| print_progress(notice));

@@ -384,7 +384,8 @@ impl Session<'_> {
     /// Tokenizes these rows as the run did. A text of blanks may yield no token; such a row cannot be predicted.
     ///
     /// # Errors
-    /// [`ClassifierError::Data`] if a text cannot be encoded, or the rows lack a part that the task needs.
+    /// [`ClassifierError::Data`] if a text cannot be encoded, or the rows lack a part that the task needs. The row is named by
+    /// [`located`](ClassifierError::located).
     ///
     /// # Panics
     /// If a part has fewer entries than there are texts.

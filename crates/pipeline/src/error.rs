@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use sepal_core::{ComputeFormat, WeightFormat};
+use sepal_data::{RowError, RowLocation, TokenizeError};
 use sepal_model::{ForwardError, Repeatable};
 pub(crate) use sepal_prepare::BoxError;
 use sepal_prepare::too_many_windows;
@@ -270,6 +271,24 @@ impl ClassifierError {
         }
     }
 
+    /// Names the file and number of a row that cannot be encoded; `location` gives those of the row at an index.
+    #[must_use]
+    pub fn located(self, location: impl FnOnce(usize) -> RowLocation) -> Self {
+        match self {
+            Self::Data(DataError::Rows { split, source }) => {
+                let source: BoxError = match source.downcast::<RowError>() {
+                    Ok(error) => {
+                        let RowError { row, source } = *error;
+                        TokenizeError::Encode { location: location(row), source }.into()
+                    }
+                    Err(source) => source,
+                };
+                Self::Data(DataError::Rows { split, source })
+            }
+            other => other,
+        }
+    }
+
     /// Number of windows that a text has, and the maximum, if a text has more.
     pub fn too_many_windows(&self) -> Option<[usize; 2]> {
         too_many_windows(self)
@@ -363,6 +382,17 @@ run_error_from! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn row_that_cannot_be_encoded_is_named_by_its_file() {
+        let located = |source: BoxError| {
+            let error = ClassifierError::from(DataError::Rows { split: "given", source });
+            sepal_core::in_one_line(&error.located(|row| RowLocation { path: "long.csv".into(), row: row + 4097 }))
+        };
+        let row = RowError { row: 903, source: "it is too long".into() };
+        assert_eq!(located(row.into()), "read the given rows: tokenize row 5000 of long.csv: it is too long");
+        assert_eq!(located("no options".into()), "read the given rows: no options");
+    }
 
     #[test]
     fn missing_blocks_are_advised_to_be_served_in_the_formats_of_the_run() {

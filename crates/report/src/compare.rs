@@ -5,7 +5,7 @@ use sepal_track::{EvaluationRecord, StepRecord};
 use crate::chart::{Chart, Series, Style, legend};
 use crate::curve::{Point, SMOOTHED_FROM, half_life, smooth};
 use crate::page::{Section, missing, multiples, page, paragraph, render};
-use crate::parts::headline::state;
+use crate::parts::headline::{State, state};
 use crate::read::Run;
 use crate::table::{Cell, Table};
 use crate::text;
@@ -40,7 +40,7 @@ pub fn compare(runs: &[Run]) -> String {
     let lead = format!("{}{}", shown.join(", "), if names.len() > 6 { " and others" } else { "" });
     let head = head(title.clone(), lead);
     let sections = [
-        Section::new("runs", "Results", results(runs)),
+        Section::new("runs", "Results", results(runs, &runs.iter().map(state).collect::<Vec<_>>())),
         Section::new("curves", "Curves", curves(runs)),
         Section::new("options", "Differences", options(runs)),
     ];
@@ -52,7 +52,8 @@ pub(crate) fn head(title: String, lead: String) -> String {
     render(&Head { title, lead })
 }
 
-pub(crate) fn results(runs: &[Run]) -> Vec<String> {
+/// Table of the runs with the outcome of each.
+pub(crate) fn results(runs: &[Run], outcomes: &[State]) -> Vec<String> {
     if runs.is_empty() {
         return vec![missing("There are no runs.")];
     }
@@ -65,7 +66,8 @@ pub(crate) fn results(runs: &[Run]) -> Vec<String> {
     let mut table = Table::new("Metrics of the kept evaluation; the best of each is marked with ★", &head);
     table.head[1].class = "";
     let best: Vec<Option<f64>> = metrics.iter().map(|name| best(runs, name)).collect();
-    table.rows = runs.iter().take(LISTED).map(|run| row(run, &metrics, &best)).collect();
+    let rows = runs.iter().zip(outcomes).take(LISTED);
+    table.rows = rows.map(|(run, outcome)| row(run, outcome, &metrics, &best)).collect();
     let mut parts = vec![transposed_if_few(table, runs).html()];
     if runs.len() > LISTED {
         parts.push(paragraph(&format!("The first {LISTED} of {} runs are listed.", runs.len())));
@@ -117,12 +119,11 @@ fn best(runs: &[Run], name: &str) -> Option<f64> {
     values.iter().any(|value| *value != best).then_some(best)
 }
 
-fn row(run: &Run, metrics: &[&str], best: &[Option<f64>]) -> Vec<Cell> {
+fn row(run: &Run, outcome: &State, metrics: &[&str], best: &[Option<f64>]) -> Vec<Cell> {
     let manifest = &run.manifest;
-    let state = state(run);
     let mut cells = vec![
         Cell::cut(&run.id(), 60),
-        Cell { class: state.class, ..Cell::words(format!("{} {}", state.sign, state.word)) },
+        Cell { class: outcome.class, ..Cell::words(format!("{} {}", outcome.sign, outcome.word)) },
     ];
     cells.extend(metrics.iter().zip(best).map(|(name, best)| {
         let value = manifest.metrics.get(*name).copied();

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use sepal_track::{MemberRecord, MemberState, SweepRecord};
+use sepal_track::{MemberRecord, MemberState, Status, SweepRecord};
 
 use crate::compare::{curves, head, options, results};
 use crate::page::{Section, missing, page, paragraph};
+use crate::parts::headline::{State, state};
 use crate::read::{ReadError, Run};
 use crate::statistics::Statistics;
 use crate::table::{Cell, Table};
@@ -129,17 +130,27 @@ impl Sweep {
 /// Returns the page of a sweep as HTML.
 pub fn sweep_page(sweep: &Sweep) -> String {
     let runs: Vec<Run> = sweep.runs.iter().flatten().cloned().collect();
+    let ended = sweep.record.runs.iter().zip(&sweep.runs);
+    let outcomes: Vec<State> = ended.filter_map(|(member, run)| Some(outcome(member, run.as_ref()?))).collect();
     let title = text::counted(sweep.record.runs.len() as u64, "run", "runs");
     let lead = format!("Sweep of {}, begun {}", text::cut(&sweep.record.name, 60), text::moment(&sweep.record.started));
     let sections = [
         Section::new("groups", "Settings", groups(sweep)),
         Section::new("members", "Runs", members(sweep)),
-        Section::new("runs", "Results", results(&runs)),
+        Section::new("runs", "Results", results(&runs, &outcomes)),
         Section::new("curves", "Curves", curves(&runs)),
         Section::new("options", "Differences", options(&runs)),
     ];
     let foot = format!("Made by Sepal {} from {}.", env!("CARGO_PKG_VERSION"), sweep.folder.display());
     page(&format!("{} – Sepal sweep", sweep.record.name), &head(title, lead), &sections, &foot)
+}
+
+/// Outcome of a run that has ended. The run itself does not know who interrupted it: a selection, or the user.
+fn outcome(member: &MemberRecord, run: &Run) -> State {
+    match run.manifest.status {
+        Status::Interrupted => State { word: member.state.word(), ..state(run) },
+        _ => state(run),
+    }
 }
 
 fn groups(sweep: &Sweep) -> Vec<String> {

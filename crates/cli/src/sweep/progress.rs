@@ -1,6 +1,6 @@
 //! Progress of a sweep: lines with the number of the run.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use sepal_pipeline::{Event, SweepEvent, SweepObserver};
 use sepal_track::{MemberRecord, MemberState, StepRecord};
@@ -18,14 +18,46 @@ pub(crate) struct SweepConsole {
     ended: HashSet<usize>,
     /// Total steps of each run.
     steps: Vec<u64>,
-    /// Lines that are alike for all runs, each printed once.
-    common: HashSet<String>,
+    notices: Notices,
+}
+
+/// Subjects of which runs mostly say the same.
+const SUBJECTS: [&str; 3] = ["model: ", "data: ", "blocks"];
+
+/// Notices of runs on model, data and blocks. Those of the first run stand for all runs.
+#[derive(Default)]
+struct Notices {
+    /// First run that said something of each subject.
+    first: HashMap<&'static str, usize>,
+    /// Known lines: of all runs, or of one of them.
+    known: HashSet<(Option<usize>, String)>,
+}
+
+/// Runs that a notice is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    All,
+    One,
+    /// It was printed before.
+    Known,
+}
+
+impl Notices {
+    fn scope(&mut self, member: usize, text: &str) -> Scope {
+        let Some(subject) = SUBJECTS.into_iter().find(|subject| text.starts_with(*subject)) else { return Scope::One };
+        if self.known.contains(&(None, text.to_owned())) {
+            return Scope::Known;
+        }
+        let is_first = *self.first.entry(subject).or_insert(member) == member;
+        let (run, scope) = if is_first { (None, Scope::All) } else { (Some(member), Scope::One) };
+        if self.known.insert((run, text.to_owned())) { scope } else { Scope::Known }
+    }
 }
 
 impl SweepConsole {
     pub(crate) fn new(runs: usize) -> Self {
-        let (ended, common) = (HashSet::new(), HashSet::new());
-        Self { downloads: Downloads::default(), runs, ended, steps: vec![0; runs], common }
+        let (ended, notices) = (HashSet::new(), Notices::default());
+        Self { downloads: Downloads::default(), runs, ended, steps: vec![0; runs], notices }
     }
 
     fn run_line(&self, member: usize, text: &str) {
@@ -34,9 +66,11 @@ impl SweepConsole {
 
     fn run_event(&mut self, member: usize, event: Event<'_>) {
         match event {
-            // A warning is about the options of its run.
-            Event::Notice(text) if text.starts_with("warning") => self.run_line(member, text),
-            Event::Notice(text) if self.common.insert(text.to_owned()) => self.downloads.line(text),
+            Event::Notice(text) => match self.notices.scope(member, text) {
+                Scope::All => self.downloads.line(text),
+                Scope::One => self.run_line(member, text),
+                Scope::Known => {}
+            },
             Event::Fetch(event) => self.downloads.event(event),
             Event::Started { total_steps, done, .. } => {
                 self.steps[member] = total_steps;
@@ -85,5 +119,23 @@ impl SweepObserver for SweepConsole {
             SweepEvent::Changed { member, record } => self.changed(member, record),
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notices_of_one_run_have_its_number() {
+        let mut notices = Notices::default();
+        let mut scopes = |text: &str| [0, 1, 2].map(|member| notices.scope(member, text));
+        assert_eq!(scopes("goes on after step 4"), [Scope::One; 3]);
+        assert_eq!(scopes("goes on after step 4"), [Scope::One; 3], "a run may go on from one step twice");
+        assert_eq!(scopes("warning: the learning rate still rises"), [Scope::One; 3]);
+        assert_eq!(scopes("blocks 0:4 in this process"), [Scope::All, Scope::Known, Scope::Known]);
+        let lines = ["data: 8 training rows", "data: 4 training rows"];
+        let found = [(2, 0), (1, 1), (0, 1), (1, 1), (0, 0)].map(|(member, line)| notices.scope(member, lines[line]));
+        assert_eq!(found, [Scope::All, Scope::One, Scope::One, Scope::Known, Scope::Known]);
     }
 }

@@ -124,6 +124,7 @@ pub(crate) fn long_texts(generator: &mut SchemaGenerator) -> Schema {
                 "description": "Windows with options.",
             },
         ],
+        "default": "cut",
     })
 }
 

@@ -220,11 +220,9 @@ impl LabelCandidate<'_> {
         };
         let (separator, split) = self.tally.separated.occurring().find(has_tags)?;
         let values = split.values.counts()?;
-        let what = format!(
-            "{} different labels, of which {} rows have several, separated by `{separator}`",
-            values.len(),
-            split.cells
-        );
+        let rows = if split.cells == 1 { "row has" } else { "rows have" };
+        let what =
+            format!("{} different labels; {} {rows} several, separated by `{separator}`", values.len(), split.cells);
         Some((score, self.choice(LabelKind::Multi, &values, is_numbered(Some(&values)), &what)))
     }
 

@@ -139,6 +139,11 @@ fn survey_finds_tags_as_several_labels() {
     }
     let survey = labelled(&["joy|fear", "anger"], 8);
     assert_eq!(counts(&survey), [("anger", 8), ("fear", 8), ("joy", 8)], "`|` separates labels");
+    let reason = |survey: &Survey| survey.label.as_ref().expect("a label").reason.clone();
+    assert!(reason(&survey).contains("3 different labels; 8 rows have several"), "{}", reason(&survey));
+    let cells = [&["joy|fear"][..], &["anger"; 15]].concat();
+    let survey = labelled(&cells, 1);
+    assert!(reason(&survey).contains("3 different labels; 1 row has several"), "{}", reason(&survey));
     let survey = labelled(&["Refund; Access", "Refund; Access; Login"], 8);
     assert_eq!(counts(&survey), [("Access", 16), ("Login", 8), ("Refund", 16)], "every cell has several labels");
     let survey = labelled(&["Refund", "Refund, Login", "Login, Access"], 8);

@@ -19,7 +19,7 @@ const LEAST: usize = 16;
 pub(super) fn max_length(data: &Path, draft: &Draft, survey: &Survey) -> (usize, String) {
     let (tokens, reason) = match by_tokenizer(data, draft) {
         Some((p99, rows, model)) => {
-            (p99, format!("99 % of {rows} rows have at most {p99} tokens, by the tokenizer of {model}"))
+            (p99, format!("99 % of {} have at most {p99} tokens, by the tokenizer of {model}", super::rows(rows)))
         }
         None => by_words(draft, survey),
     };

@@ -33,6 +33,7 @@ struct Notice {
 }
 
 /// Outcome of the run: a word, a sign and a class of the style sheet.
+#[derive(Clone, Copy)]
 pub(crate) struct State {
     pub(crate) word: &'static str,
     pub(crate) sign: &'static str,

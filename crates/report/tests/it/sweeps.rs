@@ -1,9 +1,10 @@
 //! Pages of sweeps.
 
+use std::fs;
 use std::path::Path;
 
 use sepal_report::{Statistics, Sweep, sweep_page};
-use sepal_track::{BestEvaluation, MemberRecord, MemberState, SettingRecord, Status, SweepRecord};
+use sepal_track::{BestEvaluation, Manifest, MemberRecord, MemberState, SettingRecord, Status, SweepRecord};
 use serde_json::{Value, json};
 
 use crate::fixture::{HOSTILE, RunFixture, manifest};
@@ -86,6 +87,29 @@ fn page_of_a_sweep_shows_groups_runs_and_failures() {
     assert_eq!(row(&html, "All runs", "005")[2], "failed");
     assert!(texts(&html, "p.missing").iter().any(|text| text.starts_with("005 failed to ")));
     assert!(texts(&html, "script").iter().all(|script| !script.contains("alert(1)")), "external text is escaped");
+}
+
+#[test]
+fn run_that_a_selection_stopped_has_one_outcome() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut record = sweep(folder.path()).record;
+    for (name, state) in
+        [("007", MemberState::Stopped), ("008", MemberState::Paused), ("009", MemberState::Interrupted)]
+    {
+        let made = member(folder.path(), name, "0.1", 7, Some(0.25));
+        let path = folder.path().join(name).join("manifest.json");
+        let mut manifest: Manifest = serde_json::from_slice(&fs::read(&path).expect("a manifest")).expect("a manifest");
+        manifest.status = Status::Interrupted;
+        fs::write(&path, serde_json::to_vec(&manifest).expect("JSON")).expect("written");
+        record.runs.push(MemberRecord { state, ..made });
+    }
+    record.save(folder.path()).expect("written");
+    let html = parse(&sweep_page(&Sweep::read(folder.path()).expect("a sweep")));
+    for (name, word) in [("007", "stopped early"), ("008", "paused"), ("009", "interrupted")] {
+        assert_eq!(row(&html, "All runs", name)[2], word);
+        assert_eq!(row(&html, "Metrics of the kept evaluation", name)[1], format!("‖ {word}"));
+    }
+    assert_eq!(row(&html, "Metrics of the kept evaluation", "001")[1], "✓ finished");
 }
 
 #[test]
