@@ -198,7 +198,16 @@ fn predict_prefers_the_model_that_was_trained_on() {
 /// A filter is that of the rows of the command line; other keys of the run's rows have no effect, so they are refused.
 #[test]
 fn keys_of_rows_have_an_effect_or_are_refused() {
-    let (fixture, run) = trained();
+    let fixture = Fixture::new("llama-gqa");
+    let labelled = fs::read_to_string(fixture.path("train.csv")).expect("rows");
+    let folds = labelled.lines().enumerate().map(|(i, row)| format!("{row},{}", if i == 0 { "fold" } else { "train" }));
+    fs::write(fixture.path("folds.csv"), folds.collect::<Vec<_>>().join("\n")).expect("written");
+    let run = fixture.run(&[
+        "train.max_steps=2",
+        "data.train=folds.csv",
+        "data.validation=folds.csv",
+        "data.where.fold=train",
+    ]);
     let folder = run.folder.to_str().expect("a path");
     let rows = fs::read_to_string(fixture.path("validation.csv")).expect("rows");
     let grouped =
@@ -209,13 +218,17 @@ fn keys_of_rows_have_an_effect_or_are_refused() {
         serde_json::from_str(&stdout(fixture.sepal(&[&args[..], sets].concat()))).expect("JSON")
     };
     assert_eq!(evaluated(&[])["rows"], 48);
-    assert_eq!(evaluated(&["--set", "data.where={g: 1}"])["rows"], 16);
-    for set in ["data.validation=other.csv", "data.few_shot.per_class=2", "data.text=g", "data.template={text}"] {
+    for set in ["data.where={g: 1}", "data.where.g=1", "data={where: {g: 1}}"] {
+        assert_eq!(evaluated(&["--set", set])["rows"], 16, "{set}");
+    }
+    for set in
+        ["data.validation=other.csv", "data.few_shot.per_class=2", "data.text=g", "data.words=true", "data.delimiter=;"]
+    {
         let messages = failure_messages(fixture.sepal(&[&args[..], &["--set", set]].concat()));
         let key = set.split('=').next().and_then(|key| key.split('.').nth(1)).expect("a key");
         assert!(messages.contains(&format!("set data.{key}: ")), "{set}: {messages}");
     }
     let predict = ["predict", folder, "-i", "grouped.csv", "-o", "out.csv", "--set", "data.where.g=1"];
     let messages = failure_messages(fixture.sepal(&predict));
-    assert!(messages.contains("set data.where: predictions are of all rows"), "{messages}");
+    assert!(messages.contains("set data.where: predictions are of all rows that have a text"), "{messages}");
 }

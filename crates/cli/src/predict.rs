@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use sepal_assets::Sources;
-use sepal_config::Spec;
 use sepal_config::spec::RowsSpec;
+use sepal_config::{Layers, Spec};
 use sepal_core::visible;
 use sepal_data::{
     BadRowPolicy, Dialect, EncodedRow, Format, OutputSpec, Passthrough, PredictionRef, PredictionWriter, ReadError,
@@ -39,8 +39,9 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
     let runs = runs::named(&args.runs)?;
     check_output(args)?;
     let facts = shared_facts(&runs)?;
-    if args.rows.set.iter().any(|set| is_set_by(WHERE, set)) {
-        return Err(format!("set {WHERE}: predictions are of all rows; remove the setting").into());
+    let set = Layers::values_of_sets(&args.rows.set)?;
+    if let Some(key) = [WHERE, "skip_empty"].into_iter().find(|key| set["data"].get(key).is_some()) {
+        return Err(format!("set data.{key}: predictions are of all rows that have a text; remove the setting").into());
     }
     let specs = runs.iter().map(|run| trained_spec(registry, &run.folder, &args.rows.set));
     let specs = specs.collect::<Result<Vec<_>, _>>()?;
@@ -217,16 +218,19 @@ pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), F
     print(&lines.join("\n"))
 }
 
-/// Labelled rows, with the columns of the run where the command line names none. The filter of the training rows, `where`
-/// of `rows`, is that of these rows only if the command line sets it.
+/// Labelled rows, with the columns of the run where the command line names none. Of the filter `where` of `rows`, columns that
+/// the command line does not set are of the training rows only.
 pub(crate) fn labelled_source<'a>(
     classifier: &Classifier,
     args: &'a LabelledArgs,
     rows: &RowsSpec,
 ) -> Result<LabelledSource<'a>, Failure> {
     let facts = &classifier.manifest().data;
-    let sets_filter = args.rows.set.iter().any(|set| is_set_by(WHERE, set));
-    let filter = rows.filter.iter().filter(|_| sets_filter);
+    let set = Layers::values_of_sets(&args.rows.set)?;
+    if let Some(key) = ["delimiter", "encoding"].into_iter().find(|key| set["data"].get(key).is_some()) {
+        return Err(format!("set data.{key}: `--{key}` is that of the rows; remove the setting").into());
+    }
+    let filter = rows.filter.iter().filter(|(column, _)| set["data"][WHERE].get(column.as_str()).is_some());
     let columns = TableSpec {
         path: PathBuf::new(),
         format: args.format,
@@ -246,36 +250,33 @@ pub(crate) fn labelled_source<'a>(
     Ok(LabelledSource { sources: Sources::new(args.data.clone())?, columns, splits })
 }
 
-/// Key of the filter of rows.
-const WHERE: &str = "data.where";
+/// Key of the filter of rows, in `data`.
+const WHERE: &str = "where";
 
-/// Keys of a pipeline without effect on predictions and evaluations of a run, and why.
-const WITHOUT_EFFECT: [(&str, &str); 10] = [
-    ("data.template", "predictions need the template of the training"),
-    ("data.train", OTHER_ROWS),
-    ("data.validation", OTHER_ROWS),
-    ("data.validation_split", OTHER_ROWS),
-    ("data.otherwise", OTHER_ROWS),
-    ("data.few_shot", OTHER_ROWS),
-    ("data.text", "`--text` names the column"),
-    ("data.text_pair", "`--text-pair` names the column"),
-    ("data.label", "`--label` names the column"),
-    ("data.format", "`--format` names the format"),
+/// Keys of `data` in a pipeline without effect on predictions and evaluations of a run, and why.
+const WITHOUT_EFFECT: [(&str, &str); 12] = [
+    ("template", "predictions need the template of the training"),
+    ("train", OTHER_ROWS),
+    ("validation", OTHER_ROWS),
+    ("validation_split", OTHER_ROWS),
+    ("otherwise", OTHER_ROWS),
+    ("few_shot", OTHER_ROWS),
+    ("text", "`--text` names the column"),
+    ("text_pair", "`--text-pair` names the column"),
+    ("label", "`--label` names the column"),
+    ("format", "`--format` names the format"),
+    ("words", FORM_OF_RUN),
+    ("options", FORM_OF_RUN),
 ];
 
 const OTHER_ROWS: &str = "the rows are those of the command line";
-
-/// True if the setting `KEY=VALUE` is of the key or of a key in it.
-fn is_set_by(key: &str, set: &str) -> bool {
-    let name = set.split('=').next().unwrap_or_default().trim();
-    name.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-}
+const FORM_OF_RUN: &str = "the rows have the form of those of the training";
 
 /// Reads the pipeline of the run with the environment and the command line applied.
 pub(crate) fn trained_spec(registry: &Registry, run: &Path, set: &[String]) -> Result<Spec, Failure> {
-    let ignored = WITHOUT_EFFECT.iter().find(|(key, _)| set.iter().any(|set| is_set_by(key, set)));
-    if let Some((key, reason)) = ignored {
-        return Err(format!("set {key}: {reason}; remove the setting").into());
+    let values = Layers::values_of_sets(set)?;
+    if let Some((key, reason)) = WITHOUT_EFFECT.iter().find(|(key, _)| values["data"].get(key).is_some()) {
+        return Err(format!("set data.{key}: {reason}; remove the setting").into());
     }
     load(registry, &PipelineArgs { file: run.join("pipeline.yaml"), set: set.to_vec() })
 }

@@ -94,6 +94,15 @@ impl Layers {
         self
     }
 
+    /// Values of options `a.b=value` of the command line alone, as maps in maps.
+    ///
+    /// # Errors
+    /// [`Problems`] of options without a key or with a value that is not YAML.
+    pub fn values_of_sets(sets: &[String]) -> Result<Value, Problems> {
+        let layers = Self::text("--set", "{}").sets(sets.iter().cloned()).layers()?;
+        Ok(Merged::new(&layers).value)
+    }
+
     /// Merges the layers, checks everything that needs neither a tensor nor a connection, and fills in the defaults.
     ///
     /// # Errors

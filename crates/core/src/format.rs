@@ -106,7 +106,7 @@ impl ComputeFormat {
 
     /// Fastest format on a device: bf16 on a GPU and on a CPU that multiplies bf16 (AVX512-BF16), else fp32.
     pub fn fastest_on(device: Device) -> Self {
-        Self::fastest(device, Self::Bf16.is_multiplied_by_cpu())
+        Self::fastest(device, Self::Bf16.is_multiplied_by_cpu() == Some(true))
     }
 
     fn fastest(device: Device, has_bf16: bool) -> Self {
@@ -116,22 +116,27 @@ impl ComputeFormat {
         }
     }
 
-    /// True if the processor multiplies numbers of this format. Others are converted for each product: on a processor with
-    /// only AVX2, products in bf16 take a hundred times as long as in fp32. Only for x86-64 is it known of 16 bits.
-    pub fn is_multiplied_by_cpu(self) -> bool {
+    /// True if the processor multiplies numbers of this format, false if it converts them for each product: on a processor with
+    /// only AVX2, products in bf16 take a hundred times as long as in fp32. `None` where that is unknown, which is for 16 bits
+    /// on other processors than x86-64.
+    pub fn is_multiplied_by_cpu(self) -> Option<bool> {
         #[cfg(target_arch = "x86_64")]
-        return match self {
+        return Some(match self {
             Self::F32 => true,
             Self::Bf16 => std::arch::is_x86_feature_detected!("avx512bf16"),
             Self::F16 => std::arch::is_x86_feature_detected!("avx512fp16"),
-        };
+        });
         #[cfg(not(target_arch = "x86_64"))]
-        return self == Self::F32;
+        return (self == Self::F32).then_some(true);
     }
 
-    /// What to know before products in this format are computed on a device, if they are slow there.
+    /// Notice for products in this format on a device where they are slow.
     pub fn notice_on(self, device: Device) -> Option<String> {
-        let is_slow = device == Device::Cpu && !self.is_multiplied_by_cpu();
+        self.notice(device, self.is_multiplied_by_cpu())
+    }
+
+    fn notice(self, device: Device, is_multiplied: Option<bool>) -> Option<String> {
+        let is_slow = device == Device::Cpu && is_multiplied == Some(false);
         is_slow.then(|| {
             format!("products in {self} may take many times as long as in f32, because this processor does not multiply {self}")
         })
@@ -176,11 +181,14 @@ mod tests {
     }
 
     #[test]
-    fn notice_is_given_for_formats_that_the_processor_does_not_multiply() {
-        for format in ComputeFormat::ALL {
-            assert_eq!(format.notice_on(Device::Cpu).is_none(), format.is_multiplied_by_cpu(), "{format}");
-            assert_eq!(format.notice_on(Device::Cuda(0)), None);
+    fn notice_is_given_on_processors_that_do_not_multiply_the_format() {
+        let notice = |device, is_multiplied| ComputeFormat::Bf16.notice(device, is_multiplied);
+        let text = notice(Device::Cpu, Some(false)).expect("a slow format");
+        assert!(text.ends_with("because this processor does not multiply bf16"), "{text}");
+        for (device, is_multiplied) in [(Device::Cpu, Some(true)), (Device::Cpu, None), (Device::Cuda(0), Some(false))]
+        {
+            assert_eq!(notice(device, is_multiplied), None, "{device} {is_multiplied:?}");
         }
-        assert_eq!(ComputeFormat::F32.notice_on(Device::Cpu), None);
+        assert_eq!(ComputeFormat::F32.is_multiplied_by_cpu(), Some(true));
     }
 }

@@ -13,7 +13,7 @@ const COMPUTE: &str = "model.compute";
 /// Keys on which the choice of `fast` depends.
 const DECIDING: [&str; 2] = ["swarm.use", "model.device"];
 
-/// Problem of a sweep whose file cannot name one format for `fast`: the runs set it, or differ in what decides it.
+/// Problem of a sweep whose file cannot name one format for `fast`: its runs set the format to `fast`, or set what decides it.
 pub(super) fn undecided(pipeline: &Value, runs: &[Vec<Setting>]) -> Option<Finding> {
     let is_base_fast = pipeline["model"]["compute"] == FAST;
     runs.iter().flatten().find_map(|setting| {

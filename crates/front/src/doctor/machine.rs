@@ -2,7 +2,7 @@
 
 use std::num::NonZero;
 
-use sepal_core::ComputeFormat;
+use sepal_core::{ComputeFormat, Device};
 use sepal_machine::HostMemory;
 
 use super::finding::Finding;
@@ -25,9 +25,9 @@ pub(super) fn processor() -> Finding {
         let fix = "matrix products take several times as long without AVX2; let another machine serve the blocks";
         return Finding::warning(found, fix);
     }
-    let bits = match ComputeFormat::Bf16.is_multiplied_by_cpu() {
-        true => "",
-        false => "; it does not multiply bf16, so `model.compute: fast` is f32",
+    let bits = match ComputeFormat::fastest_on(Device::Cpu) {
+        ComputeFormat::F32 => "; `model.compute: fast` is f32",
+        _ => "",
     };
     Finding::ok(format!("{found}{bits}"))
 }
@@ -39,7 +39,7 @@ fn features() -> Vec<&'static str> {
         ("FMA", std::arch::is_x86_feature_detected!("fma")),
         ("AVX-512", std::arch::is_x86_feature_detected!("avx512f")),
         ("VNNI", std::arch::is_x86_feature_detected!("avx512vnni")),
-        ("bf16", ComputeFormat::Bf16.is_multiplied_by_cpu()),
+        ("bf16", ComputeFormat::Bf16.is_multiplied_by_cpu() == Some(true)),
     ];
     #[cfg(target_arch = "aarch64")]
     let known = [
