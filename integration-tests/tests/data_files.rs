@@ -77,9 +77,12 @@ fn folders_of_labels_are_rows_with_labels() {
     let whole = fixture.run(&[&SHORT[..], &["data.train=data/train"]].concat());
     assert_eq!(whole.manifest()["data"]["train_digest"], facts["train_digest"], "a folder without splits");
     let refused = fixture.failure(&["data.train=data/train", "data.validation=data/train"]);
-    assert!(refused.contains("(`data.validation`)"), "{refused}");
+    assert!(refused.contains("(`data.validation`, or `data.validation_split` in its place)"), "{refused}");
     assert!(refused.contains("has no files of a split named validation, val"), "{refused}");
-    assert!(refused.contains("but label=bad/part-0.csv, label=good/part-0.csv; rename"), "{refused}");
+    assert!(
+        refused.contains("but label=bad/part-0.csv, label=good/part-0.csv; name another folder or file"),
+        "{refused}"
+    );
 }
 
 fn label_index(label: &str) -> &'static str {

@@ -240,7 +240,7 @@ pub(crate) fn labelled_source<'a>(
         label: Some(args.label.clone().unwrap_or_else(|| facts.label.clone())),
         options: facts.options.clone(),
         words: facts.words,
-        filter: filter.map(|(column, cell)| (column.clone(), cell.0.clone())).collect(),
+        filter: filter.map(|(column, cell)| (column.clone(), cell.into())).collect(),
         skip_empty: rows.skip_empty,
     };
     let splits = match args.split.as_deref() {

@@ -307,7 +307,7 @@ schedule: { use: linear }
     fn rendered_pipeline_reads_as_the_same_pipeline() {
         let more = [
             "data.template=\"{text}\\nIt is: # \"",
-            "data.where={a: \"yes: no\", b: 3}",
+            "data.where={a: \"yes: no\", b: 3, c: '007', d: 7.0, e: 'true', f: true, g: 0.5, h: '1.0'}",
             "task.with.labels=['1', 'true', '~']",
         ];
         for sets in [&[][..], &more] {

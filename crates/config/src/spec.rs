@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use sepal_assets::{Source, Sources};
 use sepal_core::{ComputeFormat, DType, Device, GradScalerConfig, WeightFormat};
-use sepal_data::{Delimiter, Dialect, Encoding};
+use sepal_data::{Delimiter, Dialect, Encoding, FilterValue};
 use sepal_tokenize::TruncationSide;
 use serde::de::{Deserializer, Error, Unexpected};
 use serde::{Deserialize, Serialize};
@@ -266,9 +266,9 @@ pub struct RowsSpec {
     /// `,` as separator. Of tasks with options it is the index of the right one or its text, and of tasks with answers the
     /// answer.
     pub label: String,
-    /// Filter: only rows whose columns have these values. A number or truth value, also as a text, equals every cell of its
-    /// value: 1 is `1.0` and `01`, `true` is `True`. Dates and times are ISO texts such as `2024-01-31`. Other texts are
-    /// compared exactly.
+    /// Filter: only rows whose columns have these values. A number or truth value equals every cell of its value: 1 is
+    /// `1.0` and `01`, `true` is `True`. A text, also `'01'` in quotation marks, equals the same text; in columns of
+    /// numbers or truth values its value. Dates and times are ISO texts such as `2024-01-31`.
     #[serde(default, rename = "where")]
     pub filter: BTreeMap<String, Cell>,
     /// Leaves out rows whose text, second text or label is missing, empty or blank; a run says and records how many.
@@ -302,22 +302,29 @@ impl RowsSpec {
     }
 }
 
-/// Value of a column, as text: numbers with the decimal point that they were written with.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
+/// Value of a column: a text, also a number in quotation marks, or a number or truth value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(transparent)]
-pub struct Cell(#[schemars(schema_with = "crate::schema::cell")] pub String);
+pub struct Cell(#[schemars(schema_with = "crate::schema::cell")] Value);
 
 impl<'de> Deserialize<'de> for Cell {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let found = match Value::deserialize(deserializer)? {
-            Value::String(text) => return Ok(Cell(text)),
-            Value::Bool(value) => return Ok(Cell(value.to_string())),
-            Value::Number(number) => return Ok(Cell(number.to_string())),
+            value @ (Value::String(_) | Value::Bool(_) | Value::Number(_)) => return Ok(Self(value)),
             Value::Null => Unexpected::Unit,
             Value::Array(_) => Unexpected::Seq,
             Value::Object(_) => Unexpected::Map,
         };
         Err(Error::invalid_type(found, &"text, a number, true or false"))
+    }
+}
+
+impl From<&Cell> for FilterValue {
+    fn from(Cell(value): &Cell) -> Self {
+        match value {
+            Value::String(text) => Self::Text(text.clone()),
+            value => Self::Value(value.to_string()),
+        }
     }
 }
 
@@ -411,10 +418,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_of_filters_keep_their_decimal_point() {
-        let value = crate::yaml::parse("{a: 1.0, b: 2, c: true, d: '1.00', e: 2024-01-31, f: 1.5}").expect("YAML");
-        let cells: BTreeMap<String, Cell> = serde_json::from_value(value).expect("cells");
-        let texts: Vec<&str> = cells.values().map(|cell| cell.0.as_str()).collect();
-        assert_eq!(texts, ["1.0", "2", "true", "1.00", "2024-01-31", "1.5"]);
+    fn texts_of_filters_differ_from_numbers() {
+        let value = crate::yaml::parse("{a: '007', b: 7, c: true, d: 'true', e: 2024-01-31, f: 1.5}").expect("YAML");
+        let cells: BTreeMap<String, Cell> = serde_json::from_value(value.clone()).expect("cells");
+        assert_eq!(serde_json::to_value(&cells).expect("JSON"), value, "a run's file keeps the quotation marks");
+        let values: Vec<FilterValue> = cells.values().map(FilterValue::from).collect();
+        let (text, value) = (|text: &str| FilterValue::Text(text.into()), |text: &str| FilterValue::Value(text.into()));
+        assert_eq!(values, [text("007"), value("7"), value("true"), text("true"), text("2024-01-31"), value("1.5")]);
+        assert!(serde_json::from_value::<Cell>(Value::Null).is_err());
     }
 }

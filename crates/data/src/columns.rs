@@ -23,7 +23,8 @@ pub(crate) fn is_textual(kind: &DataType) -> bool {
         || plain.is_null()
 }
 
-fn is_text(kind: &DataType) -> bool {
+/// Returns true for columns of texts.
+pub(crate) fn is_text(kind: &DataType) -> bool {
     match kind {
         DataType::Dictionary(_, values) => is_text(values),
         kind => matches!(kind, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View),

@@ -73,6 +73,10 @@ fn instead(folder: &Path, splits: &[String], files: &[PathBuf]) -> String {
     let ending = files[0].file_name().unwrap_or_default().to_string_lossy();
     let ending = ending.find('.').map_or("", |dot| &ending[dot..]);
     let shown = shown(folder, files);
+    // Another name of such a file may take rows from a table of which it is a part.
+    if files.iter().any(|file| !partitions(folder, file).is_empty()) {
+        return format!("but {shown}; name another folder or file that has only these rows");
+    }
     format!("but {shown}; rename the file with these rows, for example to {split}{ending}, or name the file itself")
 }
 
@@ -335,6 +339,12 @@ mod tests {
             &["validation", "val"],
             "validation, val, but sst_dev.csv.gz, train.csv.gz; rename the file with these rows, for example to \
              validation.csv.gz, or name the file itself",
+        );
+        check(
+            &["label=bad/part-0.csv", "label=good/part-0.csv"],
+            &["validation"],
+            "validation, but label=bad/part-0.csv, label=good/part-0.csv; name another folder or file that has only these \
+             rows",
         );
         check(&["readme.md"], &["train"], "train, and no other data files; put one there, or name a file itself");
         let many: Vec<String> = (10..30).map(|part| format!("part-{part}.csv")).collect();

@@ -85,7 +85,7 @@ pub use predicted::{Outcomes, Predictions};
 pub use predictions::{PredictionRef, predictions_parquet};
 pub use raw_label::RawLabel;
 pub use read::{ReadError, utf8_text};
-pub use rows::{BadRowPolicy, Passthrough, RowSchema, RowSpec, RowStream, Rows, TextColumnOrigin};
+pub use rows::{BadRowPolicy, FilterValue, Passthrough, RowSchema, RowSpec, RowStream, Rows, TextColumnOrigin};
 pub use sepal_core::{LabelKind, Labels, RowForm, Task};
 pub use skipped::SkippedRows;
 pub use spec::{Format, TableSpec};

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use crate::labels::{SEPARATORS, Value, is_missing, normalized, parse_list};
+use crate::labels::{SEPARATORS, Value, is_missing, normalized, parse_list, split_parts};
 
 /// Label as the file has it. Cells of csv and jsonl files are names, including digits.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,14 +25,14 @@ impl RawLabel {
         if Value::from_text(&normalized(&text)).is_some() { Self::Quoted(text) } else { Self::Name(text) }
     }
 
-    /// Returns true if the label, or one of several, may be missing. Only the kind of labels and their names tell.
+    /// Returns true if the label, or an item of a list or between separators, may be missing. Only the kind of labels and
+    /// their names tell.
     pub(crate) fn may_be_missing(&self) -> bool {
-        let is_part = |c: char| SEPARATORS.iter().any(|group| group.contains(&c)) || c.is_whitespace();
         match self {
             RawLabel::Float(number) => number.is_nan(),
             RawLabel::Name(text) => {
                 is_missing(text)
-                    || text.split(is_part).any(|part| !part.is_empty() && is_missing(part))
+                    || SEPARATORS.iter().any(|separators| split_parts(text, separators).any(is_missing))
                     || parse_list(text).is_some_and(|items| items.iter().any(Self::may_be_missing))
             }
             RawLabel::Many(items) => items.iter().any(Self::may_be_missing),
@@ -66,5 +66,23 @@ impl fmt::Display for RawLabel {
                 write!(f, "[{}]", items.join(", "))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_cell_or_an_item_may_be_missing() {
+        let may_be_missing = |text: &str| RawLabel::Name(text.to_owned()).may_be_missing();
+        for text in ["", " ", "nan", "<NA>", "no|nan", "no; NaN", "no, nan", "['no', '']", "[nan, 1]", "[0. nan]"] {
+            assert!(may_be_missing(text), "{text}");
+        }
+        for text in ["no", "my nan said so", "nan no", "no||yes", "['no']", "[]", "nano|no"] {
+            assert!(!may_be_missing(text), "{text}");
+        }
+        assert!(RawLabel::Many(vec![RawLabel::Int(1), RawLabel::Float(f64::NAN)]).may_be_missing());
+        assert!(!RawLabel::Many(vec![RawLabel::Quoted("1".to_owned())]).may_be_missing());
     }
 }

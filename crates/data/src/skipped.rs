@@ -136,9 +136,11 @@ mod tests {
         let error = set.labels_as(&table.select(&[0]), LabelKind::Multi).expect_err("no text");
         assert!(error.to_string().starts_with("use row 3 of "), "an empty cell of several labels is no label: {error}");
         assert_eq!(Remedy::find(&error), Some(Remedy::SkipEmpty));
-        std::fs::write(&path, "text,label\na,0\nb,1\n,1\n").expect("written");
-        let error = Table::read(&TableSpec::new(&path, "text").with_label("label")).expect_err("no text");
-        assert!(error.to_string().starts_with("use row 3 of "), "{error}");
+        for label in ["1", "my nan said so"] {
+            std::fs::write(&path, format!("text,label\na,0\nb,{label}\n,1\n")).expect("written");
+            let error = Table::read(&TableSpec::new(&path, "text").with_label("label")).expect_err("no text");
+            assert!(error.to_string().starts_with("use row 3 of "), "{error}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::Dialect;
+use crate::{Dialect, FilterValue};
 
 /// File format of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -106,8 +106,8 @@ pub struct TableSpec {
     pub options: Vec<String>,
     /// True if the column of texts may hold lists of words, which are joined by blanks.
     pub words: bool,
-    /// Values by column; rows with other values are left out. A number or truth value equals all cells of its value.
-    pub filter: BTreeMap<String, String>,
+    /// Values by column; rows with other values are left out.
+    pub filter: BTreeMap<String, FilterValue>,
     /// True if rows without a text are left out and counted; otherwise they are an error.
     pub skip_empty: bool,
 }
@@ -164,9 +164,9 @@ impl TableSpec {
         self
     }
 
-    /// Keeps only rows whose column `column` has the value `value`: the same text, number, truth value or time.
+    /// Keeps only rows whose column `column` has the value `value`.
     #[must_use]
-    pub fn with_filter(mut self, column: impl Into<String>, value: impl Into<String>) -> Self {
+    pub fn with_filter(mut self, column: impl Into<String>, value: impl Into<FilterValue>) -> Self {
         self.filter.insert(column.into(), value.into());
         self
     }

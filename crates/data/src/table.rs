@@ -4,7 +4,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::folder::partitions;
-use crate::rows::FilterValues;
+use crate::rows::FoundValues;
 use crate::{
     BadRow, BadRowPolicy, CellProblem, Format, Passthrough, RawLabel, ReadError, RowLocation, RowSpec, RowStream, Rows,
     SkippedRows, TableSpec,
@@ -29,8 +29,9 @@ pub struct Table {
 impl Table {
     /// Reads the rows of one file.
     ///
-    /// A row without a text or label is left to [`LabelSet::labels_as`](crate::LabelSet::labels_as), which refuses the table,
-    /// if the label of a row before it may be missing, too: only there the kind of labels tells which row is the first.
+    /// A row without a text or label is an error, unless the label of a row before it, or an item of it, may be missing: an
+    /// empty cell or list item, or one that is NaN. Only the kind of labels tells which row is the first, so that
+    /// [`LabelSet::labels_as`](crate::LabelSet::labels_as) refuses such a table.
     ///
     /// # Errors
     /// [`ReadError`] with the file, and with the row if one row is at fault.
@@ -208,7 +209,7 @@ struct TableBuilder {
     origins: Vec<(usize, usize)>,
     skipped: SkippedRows,
     ended_by: Option<BadRow>,
-    filter_values: FilterValues,
+    filter_values: FoundValues,
     read: usize,
     has_columns: bool,
 }

@@ -270,7 +270,7 @@ impl TableEncoder<'_> {
         Some(rows.iter().map(|&row| RawLabel::to_string(&labels[row])).collect())
     }
 
-    /// Error of the first row that the encoder refuses alone, if it did not say which it is.
+    /// Error of the first row that the encoder refuses alone, unless its error already names a row.
     fn first_error(&self, rows: &[usize]) -> Option<TokenizeError> {
         rows.iter().find_map(|&row| {
             let source = self.encode_rows(&[row]).err()?;

@@ -55,7 +55,7 @@ fn key_of(split: &str, source: &BoxError) -> &'static str {
     let has_no_split = matches!(source.downcast_ref(), Some(FolderError::NoSplit { .. }));
     match split {
         "training" if has_no_split => " (`data.train`)",
-        "validation" if has_no_split => " (`data.validation`)",
+        "validation" if has_no_split => " (`data.validation`, or `data.validation_split` in its place)",
         _ => "",
     }
 }
@@ -98,7 +98,7 @@ mod tests {
     fn folder_without_the_split_names_its_key() {
         for (split, expected) in [
             ("training", "read the training rows (`data.train`)"),
-            ("validation", "read the validation rows (`data.validation`)"),
+            ("validation", "read the validation rows (`data.validation`, or `data.validation_split` in its place)"),
             ("labelled", "read the labelled rows"),
         ] {
             let (folder, splits, files) = ("data".into(), vec!["train".to_owned()], Vec::new());

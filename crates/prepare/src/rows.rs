@@ -116,7 +116,8 @@ impl RawRows {
     }
 }
 
-/// Fetches the data and reads the columns, without a model: problems of the rows are reported before one is fetched.
+/// Fetches the data and reads the columns, without a model: problems of texts are reported before one is fetched. Labels are
+/// read by the task, in [`prepare_rows`], with a row without a text that follows a label that may be missing.
 ///
 /// # Errors
 /// [`DataError`].
@@ -303,7 +304,7 @@ fn read_asset(
         label: Some(rows.label.clone()),
         options: rows.options.clone(),
         words: rows.words,
-        filter: rows.filter.iter().map(|(column, cell)| (column.clone(), cell.0.clone())).collect(),
+        filter: rows.filter.iter().map(|(column, cell)| (column.clone(), cell.into())).collect(),
         skip_empty: rows.skip_empty,
     };
     read_split(&asset.path, &spec, splits, without_splits)

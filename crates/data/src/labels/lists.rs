@@ -11,6 +11,8 @@ enum LayoutFit {
     One(ListLayout),
     /// Both layouts fit, and the lists differ as multi-hot vectors do.
     LikelyMultiHot,
+    /// Both layouts fit, and texts in quotation marks are spelled as names.
+    LikelyClasses,
     /// Both layouts fit, with different meanings.
     Ambiguous,
     /// Both layouts fit, with the same meaning.
@@ -28,6 +30,7 @@ impl LabelSet {
         let layout = match self.layout_fit(lists.iter().map(|items| &**items)) {
             LayoutFit::One(layout) => Some(layout),
             LayoutFit::LikelyMultiHot => Some(ListLayout::MultiHot),
+            LayoutFit::LikelyClasses => Some(ListLayout::Classes),
             LayoutFit::Ambiguous | LayoutFit::Either => None,
         };
         self.with_layout(layout)
@@ -36,10 +39,9 @@ impl LabelSet {
     /// Layout of all lists of a column.
     pub(super) fn list_layout(&self, lists: &[(Cell<'_>, Cow<'_, [RawLabel]>)]) -> Result<ListLayout, LabelError> {
         match (self.layout_fit(lists.iter().map(|(_, items)| &**items)), self.layout()) {
-            (LayoutFit::One(layout), _) | (LayoutFit::LikelyMultiHot | LayoutFit::Ambiguous, Some(layout)) => {
-                Ok(layout)
-            }
-            (LayoutFit::Either, _) => Ok(ListLayout::Classes),
+            (LayoutFit::One(layout), _)
+            | (LayoutFit::LikelyMultiHot | LayoutFit::LikelyClasses | LayoutFit::Ambiguous, Some(layout)) => Ok(layout),
+            (LayoutFit::Either, _) | (LayoutFit::LikelyClasses, None) => Ok(ListLayout::Classes),
             (LayoutFit::LikelyMultiHot, None) => Ok(ListLayout::MultiHot),
             (LayoutFit::Ambiguous, None) => {
                 let first = lists.iter().find(|(_, items)| !items.is_empty());
@@ -53,6 +55,7 @@ impl LabelSet {
         match self.layout_fit(std::iter::once(items)) {
             LayoutFit::One(layout) => Some(layout),
             LayoutFit::Either => Some(ListLayout::Classes),
+            LayoutFit::LikelyClasses => Some(self.layout().unwrap_or(ListLayout::Classes)),
             LayoutFit::LikelyMultiHot | LayoutFit::Ambiguous => self.layout(),
         }
     }
@@ -70,7 +73,7 @@ impl LabelSet {
 
     fn layout_fit<'a>(&self, lists: impl Iterator<Item = &'a [RawLabel]>) -> LayoutFit {
         let (mut are_classes, mut are_hot) = (true, true);
-        let (mut has_items, mut has_empty) = (false, false);
+        let (mut has_items, mut has_empty, mut has_spelled_names) = (false, false, false);
         let mut different: BTreeSet<String> = BTreeSet::new();
         for items in lists {
             if items.is_empty() {
@@ -83,7 +86,8 @@ impl LabelSet {
             }
             let (fit_classes, fit_hot) = (self.are_classes(items), self.is_multi_hot(items));
             are_classes = are_classes && fit_classes && !(fit_hot && self.are_spelled_as_shares(items));
-            are_hot = are_hot && fit_hot && !(fit_classes && self.are_spelled_as_names(items));
+            are_hot = are_hot && fit_hot;
+            has_spelled_names |= self.are_spelled_as_names(items);
             if !are_classes && !are_hot {
                 return LayoutFit::One(ListLayout::Classes);
             }
@@ -95,6 +99,7 @@ impl LabelSet {
             _ if !has_items => LayoutFit::Either,
             (false, true) => LayoutFit::One(ListLayout::MultiHot),
             (_, false) => LayoutFit::One(ListLayout::Classes),
+            (true, true) if has_spelled_names => LayoutFit::LikelyClasses,
             // An empty list is no multi-hot vector: that has zeros.
             (true, true) if different.len() > 1 && !has_empty => LayoutFit::LikelyMultiHot,
             (true, true) => LayoutFit::Ambiguous,

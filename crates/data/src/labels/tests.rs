@@ -206,6 +206,19 @@ fn names_that_are_numbers_are_told_from_multi_hot_vectors() {
 }
 
 #[test]
+fn other_rows_and_a_known_layout_go_before_quotation_marks() {
+    let cells = ["[\"1\", \"1\"]", "[\"0\", \"1\"]"];
+    assert_eq!(multi_labels(&["0", "1"], &cells).expect("labels"), [[1.0, 1.0], [0.0, 1.0]], "1 twice is a vector");
+    let cells = jsonl(&["[\"1\", \"0\"]", "[\"0\", \"1\"]"]);
+    let read = |layout| set(&["0", "1"]).with_layout(layout).labels_as(&cells, LabelKind::Multi).expect("labels");
+    let (vectors, both) = (vec![vec![1.0, 0.0], vec![0.0, 1.0]], vec![vec![1.0, 1.0]; 2]);
+    assert_eq!(read(Some(ListLayout::MultiHot)), Labels::Multi(vectors));
+    assert_eq!(read(Some(ListLayout::Classes)), Labels::Multi(both.clone()));
+    assert_eq!(read(None), Labels::Multi(both));
+    assert_eq!(set(&["0", "1"]).with_inferred_layout([&cells]).layout(), Some(ListLayout::Classes));
+}
+
+#[test]
 fn digest_is_that_of_names_for_texts_of_lists() {
     let texts = jsonl(&["[\"0\", \"1\"]"]);
     assert_eq!(texts.digest(), jsonl(&["[0, 1]"]).digest(), "as in earlier versions");

@@ -217,14 +217,14 @@ fn read_lines(reader: &mut dyn Read, start: &mut Vec<u8>, lines: usize) -> Resul
 mod tests {
     use super::*;
 
-    fn decoder(content: &str, given: Option<&str>) -> Box<dyn Decoder> {
+    fn decoder(content: &str, delimiter: Option<&str>) -> Box<dyn Decoder> {
         let text = text::open(Box::new(Cursor::new(content.as_bytes().to_vec())), None).expect("a text");
-        open_csv(text, given.map(|delimiter| delimiter.parse().expect("a delimiter"))).expect(content)
+        open_csv(text, delimiter.map(|text| text.parse().expect("a delimiter"))).expect(content)
     }
 
     /// Names of the columns and number of rows, or the error of a row.
-    fn table(content: &str, given: Option<&str>) -> Result<(Vec<String>, usize), String> {
-        let decoder = decoder(content, given);
+    fn table(content: &str, delimiter: Option<&str>) -> Result<(Vec<String>, usize), String> {
+        let decoder = decoder(content, delimiter);
         let names: Vec<String> = decoder.schema().fields().iter().map(|field| field.name().clone()).collect();
         let projection = Projection { columns: (0..names.len()).collect(), objects: false };
         let mut rows = 0;
@@ -241,7 +241,7 @@ mod tests {
     #[test]
     fn separator_line_of_excel_is_skipped() {
         let expected: Result<_, String> = Ok((vec!["text".to_owned(), "label".to_owned()], 1));
-        for (content, given) in [
+        for (content, delimiter) in [
             ("sep=;\ntext;label\na, b;1\n", None),
             ("sep=;\r\ntext;label\r\na, b;1\r\n", None),
             ("\u{feff}SEP=|\rtext|label\ra|1", None),
@@ -250,7 +250,7 @@ mod tests {
             ("sep=^\ntext^label\na^1\n", None),
             ("sep=,\ntext;label\na;1\n", Some(";")),
         ] {
-            assert_eq!(table(content, given), expected, "{content:?}");
+            assert_eq!(table(content, delimiter), expected, "{content:?}");
         }
         assert_eq!(table("sep=;", None), Ok((Vec::new(), 0)));
         assert_eq!(table("sep=;;\nx\n", None).map(|(_, rows)| rows), Ok(1), "a header");

@@ -1,6 +1,7 @@
 //! Filters of rows by the values of columns.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, StringArray};
@@ -10,6 +11,35 @@ use arrow::datatypes::DataType;
 use crate::labels::{Value, normalized};
 use crate::{Format, columns};
 
+/// Value of a column that a filter keeps. In columns of numbers, truth values, dates or times, both kinds are compared by
+/// value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FilterValue {
+    /// A text, which equals the same text. In JSON, numbers and truth values are texts as they are written.
+    Text(String),
+    /// A number or truth value, which also equals texts of its value: 1 equals `1.0` and `01`.
+    Value(String),
+}
+
+impl FilterValue {
+    fn text(&self) -> &str {
+        let (Self::Text(text) | Self::Value(text)) = self;
+        text
+    }
+}
+
+impl From<&str> for FilterValue {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl fmt::Display for FilterValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
 /// Cells of a column, and those among them that have the value of a filter.
 pub(super) struct FilterCells {
     texts: StringArray,
@@ -18,13 +48,10 @@ pub(super) struct FilterCells {
 
 impl FilterCells {
     /// Compares the cells of a column with a value. `None` for columns that hold no texts, numbers, truth values or times.
-    ///
-    /// As for labels, a text that is a number or truth value equals all cells of its value. Dates and times are compared as
-    /// such, all others as texts.
-    pub(super) fn compare(column: &ArrayRef, format: Format, wanted: &str) -> Option<Self> {
+    pub(super) fn compare(column: &ArrayRef, format: Format, wanted: &FilterValue) -> Option<Self> {
         match column.data_type() {
-            DataType::Dictionary(_, kind) if kind.is_temporal() => times(&cast(column, kind).ok()?, wanted),
-            kind if kind.is_temporal() => times(column, wanted),
+            DataType::Dictionary(_, kind) if kind.is_temporal() => times(&cast(column, kind).ok()?, wanted.text()),
+            kind if kind.is_temporal() => times(column, wanted.text()),
             _ => plain(column, format, wanted),
         }
     }
@@ -34,9 +61,11 @@ impl FilterCells {
     }
 }
 
-fn plain(column: &ArrayRef, format: Format, wanted: &str) -> Option<FilterCells> {
+fn plain(column: &ArrayRef, format: Format, wanted: &FilterValue) -> Option<FilterCells> {
     let texts = columns::texts(column, format)?;
-    let value = Value::from_text(&normalized(wanted));
+    let by_value = matches!(wanted, FilterValue::Value(_)) || !columns::is_text(column.data_type());
+    let wanted = wanted.text();
+    let value = if by_value { Value::from_text(&normalized(wanted)) } else { None };
     let is_floating = match column.data_type() {
         DataType::Dictionary(_, kind) => kind.is_floating(),
         kind => kind.is_floating(),
@@ -87,12 +116,12 @@ fn utf8(column: &ArrayRef) -> Option<StringArray> {
 
 /// Values of the columns of a filter, as long as no row matches it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct FilterValues {
+pub(crate) struct FoundValues {
     has_match: bool,
     columns: BTreeMap<String, Vec<String>>,
 }
 
-impl FilterValues {
+impl FoundValues {
     const SHOWN: usize = 5;
     const SHOWN_CHARS: usize = 40;
 
@@ -158,11 +187,23 @@ mod tests {
     use super::*;
     use crate::{ReadError, Table, TableSpec};
 
-    fn matches(column: ArrayRef, wanted: &str) -> Vec<bool> {
-        FilterCells::compare(&column, Format::Parquet, wanted).expect("a column of values").matches
+    fn value(text: &str) -> FilterValue {
+        FilterValue::Value(text.to_owned())
     }
 
-    fn read(name: &str, content: &str, value: &str) -> Result<Vec<String>, ReadError> {
+    /// Rows that match a number or truth value. In typed columns, a text of it matches the same rows.
+    fn matches(column: ArrayRef, wanted: &str) -> Vec<bool> {
+        let matches = |wanted: FilterValue| {
+            FilterCells::compare(&column, Format::Parquet, &wanted).expect("a column of values").matches
+        };
+        let by_value = matches(value(wanted));
+        if !columns::is_text(column.data_type()) {
+            assert_eq!(matches(wanted.into()), by_value, "{wanted}");
+        }
+        by_value
+    }
+
+    fn read(name: &str, content: &str, value: FilterValue) -> Result<Vec<String>, ReadError> {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join(name);
         std::fs::write(&path, content).expect("written");
@@ -218,7 +259,7 @@ mod tests {
     #[test]
     fn lists_are_no_values() {
         let lists: ArrayRef = Arc::new(ListArray::from_iter_primitive::<Int64Type, _, _>([Some(vec![Some(1_i64)])]));
-        assert!(FilterCells::compare(&lists, Format::Parquet, "1").is_none());
+        assert!(FilterCells::compare(&lists, Format::Parquet, &value("1")).is_none());
     }
 
     #[test]
@@ -227,20 +268,39 @@ mod tests {
                      {\"text\": \"d\", \"g\": 2}\n{\"text\": \"e\", \"g\": null}\n{\"text\": \"f\", \"g\": [1]}\n";
         let csv = "text,g\na,1\nb,1.0\nc,True\nd,\ne,true\nf,01\n";
         for wanted in ["1", "1.0"] {
-            assert_eq!(read("x.jsonl", lines, wanted).expect("rows"), ["a", "b", "c"], "{wanted}");
-            assert_eq!(read("x.csv", csv, wanted).expect("rows"), ["a", "b", "f"], "{wanted}");
+            assert_eq!(read("x.jsonl", lines, value(wanted)).expect("rows"), ["a", "b", "c"], "{wanted}");
+            assert_eq!(read("x.csv", csv, value(wanted)).expect("rows"), ["a", "b", "f"], "{wanted}");
         }
-        assert_eq!(read("x.csv", csv, "true").expect("rows"), ["c", "e"]);
-        assert_eq!(read("x.csv", csv, "").expect("rows"), ["d"]);
+        assert_eq!(read("x.csv", csv, value("true")).expect("rows"), ["c", "e"]);
+        assert_eq!(read("x.csv", csv, "".into()).expect("rows"), ["d"]);
+    }
+
+    #[test]
+    fn texts_are_compared_exactly_with_texts() {
+        let csv = "text,g\na,007\nb,7\nc,1.0\nd,1\ne,1.10\n";
+        let tsv = csv.replace(',', "\t");
+        let lines = "{\"text\": \"a\", \"g\": \"007\"}\n{\"text\": \"b\", \"g\": \"7\"}\n{\"text\": \"c\", \"g\": \"1.0\"}\n\
+                     {\"text\": \"d\", \"g\": \"1\"}\n{\"text\": \"e\", \"g\": \"1.10\"}\n";
+        for (name, content) in [("x.csv", csv), ("x.tsv", tsv.as_str()), ("x.jsonl", lines)] {
+            for (wanted, row) in [("007", "a"), ("7", "b"), ("1.0", "c"), ("1", "d"), ("1.10", "e")] {
+                assert_eq!(read(name, content, wanted.into()).expect("rows"), [row], "{name} {wanted}");
+            }
+            assert!(read(name, content, "1.1".into()).is_err(), "{name}");
+            assert_eq!(read(name, content, value("1.1")).expect("rows"), ["e"], "{name}");
+        }
+        let names: ArrayRef = Arc::new(vec!["007", "7"].into_iter().collect::<DictionaryArray<Int32Type>>());
+        let exact =
+            FilterCells::compare(&names, Format::Parquet, &FilterValue::from("007")).expect("a column of texts");
+        assert_eq!(exact.matches, [true, false]);
     }
 
     #[test]
     fn value_without_rows_is_reported_with_real_values() {
         let csv = "text,g\na,1.0\nb,x\nc,1.0\n";
-        let error = read("x.csv", csv, "1.50").expect_err("no rows").to_string();
+        let error = read("x.csv", csv, value("1.50")).expect_err("no rows").to_string();
         assert!(error.ends_with("it has 3, and none with g = 1.50; `g` has 1.0, x"), "{error}");
         let rows: String = (0..9).map(|i| format!("t,v{i}\n")).collect();
-        let error = read("x.csv", &format!("text,g\n{rows}"), "v").expect_err("no rows").to_string();
+        let error = read("x.csv", &format!("text,g\n{rows}"), "v".into()).expect_err("no rows").to_string();
         assert!(error.ends_with("`g` has v0, v1, v2, v3, v4, others"), "{error}");
     }
 }

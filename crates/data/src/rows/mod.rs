@@ -14,7 +14,8 @@ use arrow::datatypes::SchemaRef;
 
 use crate::{BadRow, CellProblem, Dialect, Format, RawLabel, ReadError, RowLocation};
 
-pub(crate) use filter::FilterValues;
+pub use filter::FilterValue;
+pub(crate) use filter::FoundValues;
 pub use stream::RowStream;
 pub(crate) use text_column::TEXT_NAMES;
 
@@ -36,8 +37,8 @@ pub struct RowSpec {
     pub options: Vec<String>,
     /// True if the column of texts may hold lists of words, which are joined by blanks.
     pub words: bool,
-    /// Values by column; rows with other values are left out. A number or truth value equals all cells of its value.
-    pub filter: BTreeMap<String, String>,
+    /// Values by column; rows with other values are left out.
+    pub filter: BTreeMap<String, FilterValue>,
     /// Columns with one value in all rows, such as those in the names of the folders of a file. A column of the file goes
     /// before one of the same name.
     pub partitions: Vec<(String, Option<String>)>,

@@ -6,7 +6,7 @@ use arrow::array::{Array, ArrayRef, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::datatypes::{Schema, SchemaRef};
 
-use super::filter::{FilterCells, FilterValues};
+use super::filter::{FilterCells, FilterValue, FoundValues};
 use super::{
     BadRow, BadRowPolicy, CellProblem, Form, Passthrough, RowSchema, RowSpec, Rows, TextColumnOrigin, text_column,
 };
@@ -31,7 +31,7 @@ pub struct RowStream {
     ended: bool,
     read: usize,
     skipped: usize,
-    filter_values: FilterValues,
+    filter_values: FoundValues,
 }
 
 struct Column {
@@ -47,7 +47,7 @@ struct Columns {
     options: Vec<Column>,
     /// True if the text column may hold lists of words.
     words: bool,
-    filter: Vec<(Column, String)>,
+    filter: Vec<(Column, FilterValue)>,
     passthrough: Vec<usize>,
     passthrough_schema: SchemaRef,
     form: Form,
@@ -122,7 +122,7 @@ impl RowStream {
             ended: false,
             read: 0,
             skipped: 0,
-            filter_values: FilterValues::default(),
+            filter_values: FoundValues::default(),
         })
     }
 
@@ -152,7 +152,7 @@ impl RowStream {
     }
 
     /// Values of the columns of the filter, as long as no row matched it.
-    pub(crate) fn filter_values(&self) -> &FilterValues {
+    pub(crate) fn filter_values(&self) -> &FoundValues {
         &self.filter_values
     }
 
@@ -402,8 +402,8 @@ impl BatchCells<'_> {
     }
 
     /// Rows that a filter selects. `values` is for the message if it selects none.
-    fn filtered(&self, filter: &[(Column, String)], values: &mut FilterValues) -> Result<Vec<usize>, ReadError> {
-        let condition = |(column, value): &(Column, String)| {
+    fn filtered(&self, filter: &[(Column, FilterValue)], values: &mut FoundValues) -> Result<Vec<usize>, ReadError> {
+        let condition = |(column, value): &(Column, FilterValue)| {
             let cells = self.batch.column(column.index);
             FilterCells::compare(cells, self.format, value)
                 .ok_or_else(|| self.wrong_type(column, cells, "texts, numbers, truth values or dates"))

@@ -192,7 +192,7 @@ fn missing_passthrough_column_is_refused() {
 
 #[test]
 fn filter_keeps_row_numbers() {
-    let spec = RowSpec { filter: [("lang".to_owned(), "en".to_owned())].into(), ..RowSpec::default() };
+    let spec = RowSpec { filter: [("lang".to_owned(), "en".into())].into(), ..RowSpec::default() };
     for (content, format) in [
         ("text,lang\nx,de\ny,en\n", Format::Csv),
         ("{\"text\": \"x\", \"lang\": \"de\"}\n{\"text\": \"y\", \"lang\": \"en\"}\n", Format::Jsonl),

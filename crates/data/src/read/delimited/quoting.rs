@@ -15,7 +15,8 @@ const BUFFER: usize = 1 << 16;
 /// - Each cell of some column, with its name in the header, is in marks.
 /// - A quoted cell has a doubled mark, and none has a delimiter or line break.
 /// - A quoted cell has a delimiter or line break, and without quoting rows would differ in their number of cells from the
-///   header; or the header is one cell, of which any line is a row.
+///   header.
+/// - The header is one cell, of which any line is a row, and quoted cells have a line break and a doubled mark.
 #[derive(Debug)]
 pub(super) struct QuoteScan {
     delimiter: u8,
@@ -99,7 +100,7 @@ impl QuoteScan {
     /// Returns true if marks quote cells in a text that may continue.
     pub(super) fn is_quoted_so_far(&self) -> bool {
         let Evidence { doubled, separated } = self.cells;
-        let by_cells = if separated { self.lines.differ || self.marked.len() == 1 } else { doubled };
+        let by_cells = if separated { self.lines.differ || (doubled && self.marked.len() == 1) } else { doubled };
         !self.is_text && (by_cells || self.marked.contains(&true))
     }
 
@@ -199,7 +200,9 @@ mod tests {
             "text\tlabel\n\"a\tb\"\t1\n\n\"c\"\t0\n",
             "label\ttext\n1\t\"\"\"whole\"\"\"\n",
             "label\ttext\n1\t\"a\nb\"\n0\t\"c\n\nd\te\"\n",
-            "text\n\"two\nlines\"\n",
+            "text\n\"two \"\"big\"\"\nlines\"\n",
+            "text\n\"two\nlines\"\n\"a \"\"b\"\"\"\n",
+            "\"text\"\n\"two\nlines\"\n\"one\"\n",
             // quoting=QUOTE_ALL and QUOTE_NONNUMERIC
             "\"text\"\t\"label\"\n\"good\"\t\"1\"\n\"\"\t\"0\"\n",
             "\"text\"\t\"label\"\n\"good\"\t1\n\"bad\"\t0\n",
@@ -221,6 +224,9 @@ mod tests {
             "text\tlabel\n\"open\t1\nsay \"\"hi\"\"\t0\nend\"\t1\n",
             "text\tlabel\n\"say \"\"hi\"\" film\"\t1\n\"a\" word\t0\n",
             "\"text\"\tlabel\n\"whole\"\t1\nnone\t0\n",
+            "text\n\"Good film.\nI liked it.\"\nfine\n",
+            "text\n\"two\nlines\"\n\"one\"\n",
+            "\"text\"\n\"two\nlines\"\nfine\n",
             "text\tlabel\n\"\"\t1\n\"\"twice\"\"\t0\n",
         ] {
             assert_eq!(decided(content), (false, false), "{content:?}");
