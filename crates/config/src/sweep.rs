@@ -97,12 +97,12 @@ impl Layers {
 
 /// Pipeline file of a sweep.
 fn written(pipeline: &Value, sweep: &Value) -> Result<String, serde_saphyr::SerializeError> {
-    let mut whole = pipeline.clone();
-    if let Some(fields) = whole.as_object_mut() {
+    let mut file = pipeline.clone();
+    if let Some(fields) = file.as_object_mut() {
         fields.insert(SWEEP.to_owned(), sweep.clone());
     }
-    withhold(&mut whole);
-    serde_saphyr::to_string(&whole)
+    withhold(&mut file);
+    serde_saphyr::to_string(&file)
 }
 
 /// Reads the options of early stopping.

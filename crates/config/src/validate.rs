@@ -238,7 +238,7 @@ fn is_out_of_range(schema: &Value, value: &Value) -> bool {
     let is_beyond = |float: f64| {
         limit("minimum").is_some_and(|limit| float < limit) || limit("maximum").is_some_and(|limit| float > limit)
     };
-    exact.is_none_or(|whole| whole < least || whole > most) && !number.as_f64().is_some_and(is_beyond)
+    exact.is_none_or(|integer| integer < least || integer > most) && !number.as_f64().is_some_and(is_beyond)
 }
 
 /// First and last whole number of the schema: those of the option's type, or fewer by its limits. `None` if the schema is not

@@ -94,7 +94,7 @@ impl Queue {
 
     /// Returns the number of answered rows of a request, and its rows that are in no batch yet, which no later batch takes;
     /// none if the request was cancelled.
-    pub(crate) fn take_rest(&mut self, id: JobId) -> Option<(usize, Vec<Row>)> {
+    pub(crate) fn take_waiting_rows(&mut self, id: JobId) -> Option<(usize, Vec<Row>)> {
         let job = self.jobs.get_mut(&id).filter(|job| !job.reply.is_closed())?;
         Some((job.answers.len(), std::mem::take(&mut job.waiting).into()))
     }
@@ -209,18 +209,18 @@ mod tests {
     }
 
     #[test]
-    fn rest_of_a_request_is_taken_once() {
+    fn waiting_rows_of_a_request_are_taken_once() {
         let mut queue = Queue::default();
         let receiver = queue.push(rows("a1 a2 a3 a4"), None);
         let first = queue.take(1, 100);
         let id = first[0].0;
         answer(&mut queue, first);
         assert_eq!(texts(&queue.take(1, 100)), "a2");
-        assert_eq!(queue.take_rest(id), Some((1, rows("a3 a4"))));
+        assert_eq!(queue.take_waiting_rows(id), Some((1, rows("a3 a4"))));
         assert!(queue.take(9, 100).is_empty(), "no later batch takes them");
-        assert_eq!(queue.take_rest(id), Some((1, Vec::new())));
+        assert_eq!(queue.take_waiting_rows(id), Some((1, Vec::new())));
         drop(receiver);
-        assert_eq!(queue.take_rest(id), None, "it was cancelled");
+        assert_eq!(queue.take_waiting_rows(id), None, "it was cancelled");
     }
 
     #[test]

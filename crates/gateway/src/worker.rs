@@ -255,12 +255,12 @@ impl Worker {
         invalid: &[InvalidRow],
         classifier: &mut dyn Classify,
     ) -> Vec<InvalidRow> {
-        let rest = self.model.lock().queue.take_rest(id);
+        let answered_and_waiting = self.model.lock().queue.take_waiting_rows(id);
         // None if the request was cancelled.
-        let Some((n_answered, rest)) = rest else { return Vec::new() };
+        let Some((n_answered, waiting_rows)) = answered_and_waiting else { return Vec::new() };
         let mut found: Vec<InvalidRow> = invalid.iter().map(|row| row.after(n_answered)).collect();
-        if !rest.is_empty()
-            && let Err(ClassifyError::InvalidRows(others)) = check(classifier, &rest)
+        if !waiting_rows.is_empty()
+            && let Err(ClassifyError::InvalidRows(others)) = check(classifier, &waiting_rows)
         {
             found.extend(others.iter().map(|row| row.after(n_answered + n_rows)));
         }

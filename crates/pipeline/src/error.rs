@@ -15,6 +15,9 @@ use sepal_train::{CheckpointError, EvaluateError, MetricError, MetricUsage, Trai
 
 use crate::formats::{serve_options, server_advice};
 
+/// Characters of a digest in messages.
+const SHOWN_DIGEST: usize = 12;
+
 /// A model that cannot be assembled with its blocks, tuning mode and head.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the message names the fields")]
@@ -148,10 +151,47 @@ pub struct ResumeError {
 /// A run of a sweep whose rows are not those of the others.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the message names the fields")]
-#[error("use the rows of {run}: {problem}")]
+#[error(
+    "use the {part} of {run} (`{key}`: {origin}): {} other rows with the same settings of the data: {found} instead of \
+     {expected}; restore the data, or begin a new sweep without `--resume`",
+    owner_of_rows(run, other)
+)]
 pub struct RowsError {
     pub run: String,
-    pub problem: String,
+    /// Run with the expected rows: another one, or the same before it was resumed.
+    pub other: String,
+    /// `training rows`, `validation rows` or `training data`, which are the rows that the seed draws from.
+    pub part: &'static str,
+    /// Key of the rows in the pipeline file.
+    pub key: &'static str,
+    /// Source of the found rows.
+    pub origin: String,
+    pub found: CountedRows,
+    pub expected: CountedRows,
+}
+
+fn owner_of_rows(run: &str, other: &str) -> String {
+    if run == other { "it was begun with".to_owned() } else { format!("run {other} has") }
+}
+
+/// Number and content of rows. The text has the first characters of the digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CountedRows {
+    /// Number of rows, if it is known.
+    pub count: Option<usize>,
+    /// Digest of the content; empty if there are no rows, or it is not known.
+    pub digest: String,
+}
+
+impl fmt::Display for CountedRows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.count {
+            Some(1) => f.write_str("1 row")?,
+            Some(count) => write!(f, "{count} rows")?,
+            None => f.write_str("rows")?,
+        }
+        write!(f, " ({})", self.digest.get(..SHOWN_DIGEST).unwrap_or(&self.digest))
+    }
 }
 
 /// Files of a run folder that cannot be written.
@@ -193,7 +233,7 @@ pub enum RunError {
     /// Run that cannot be resumed.
     Resume(ResumeError),
     /// Run of a sweep whose rows are not those of the others.
-    Rows(RowsError),
+    Rows(Box<RowsError>),
     /// Files that cannot be written.
     Record(RecordError),
 }
@@ -315,7 +355,7 @@ impl RunError {
             Self::Assemble(error) => error,
             Self::Train(error) => error,
             Self::Resume(error) => error,
-            Self::Rows(error) => error,
+            Self::Rows(error) => &**error,
             Self::Record(error) => error,
         }
     }
@@ -375,7 +415,7 @@ run_error_from! {
     Train: MetricError,
     Train: ForwardError,
     Resume: ResumeError,
-    Rows: RowsError,
+    Rows: Box<RowsError>,
     Record: RecordError,
 }
 

@@ -50,8 +50,8 @@ pub use adopt::adopted;
 pub use audit::{Audit, AuditOptions, AuditResult};
 pub use classifier::{Classifier, Evaluation, LabelledSource, Session};
 pub use error::{
-    AdapterError, AssembleError, AuditError, CalibrateError, ClassifierError, DataError, ModelError, RecordError,
-    ResumeError, RowsError, RunError,
+    AdapterError, AssembleError, AuditError, CalibrateError, ClassifierError, CountedRows, DataError, ModelError,
+    RecordError, ResumeError, RowsError, RunError,
 };
 pub use frozen_blocks::FrozenBlocks;
 pub use portable::portable;

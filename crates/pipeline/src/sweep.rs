@@ -89,7 +89,7 @@ pub enum SweepError {
     Resume(#[from] ResumeError),
     /// Rows that changed, so that the results of runs would be of different data.
     #[error(transparent)]
-    Rows(#[from] RowsError),
+    Rows(#[from] Box<RowsError>),
     /// Model that cannot be opened, which all runs need.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -177,6 +177,15 @@ class Training(InFolder):
         with self.assertRaisesRegex(ValueError, "column 'label' of data\\['validation'\\] has 1 values"):
             sepal.train(self.pipeline, data, progress=False)
 
+    def test_columns_of_dicts_make_no_splits(self):
+        rows = self.rows["train"]
+        columns = {**rows, "meta": [{"id": index} for index in range(192)]}
+        overrides = {**SPLIT, "train.max_steps": 1}
+        run = sepal.train(self.pipeline, columns, overrides=overrides, progress=False)
+        self.assertEqual(run.manifest["data"]["train_rows"] + run.manifest["data"]["validation_rows"], 192)
+        with self.assertRaisesRegex(ValueError, "data has 'meta'"):
+            sepal.train(self.pipeline, {"train": rows, "meta": columns["meta"]}, progress=False)
+
     def test_arguments_are_named(self):
         with self.assertRaisesRegex(TypeError, "progress is int"):
             self.train(progress=3)

@@ -145,7 +145,8 @@ pub fn sweep_page(sweep: &Sweep) -> String {
     page(&format!("{} – Sepal sweep", sweep.record.name), &head(title, lead), &sections, &foot)
 }
 
-/// Outcome of a run that has ended. The run itself does not know who interrupted it: a selection, or the user.
+/// Outcome of a run that has ended. The record of the sweep tells a run that a selection stopped from one that the user
+/// interrupted; the manifest of the run has `interrupted` for both.
 fn outcome(member: &MemberRecord, run: &Run) -> State {
     match run.manifest.status {
         Status::Interrupted => State { word: member.state.word(), ..state(run) },

@@ -1,6 +1,6 @@
 //! Progress of a sweep: lines with the number of the run.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use sepal_pipeline::{Event, SweepEvent, SweepObserver};
 use sepal_track::{MemberRecord, MemberState, StepRecord};
@@ -21,36 +21,19 @@ pub(crate) struct SweepConsole {
     notices: Notices,
 }
 
-/// Subjects of which runs mostly say the same.
-const SUBJECTS: [&str; 3] = ["model: ", "data: ", "blocks"];
-
-/// Notices of runs on model, data and blocks. Those of the first run stand for all runs.
+/// Notices of runs, of which many are the same for all runs until their training begins.
 #[derive(Default)]
 struct Notices {
-    /// First run that said something of each subject.
-    first: HashMap<&'static str, usize>,
-    /// Known lines: of all runs, or of one of them.
-    known: HashSet<(Option<usize>, String)>,
-}
-
-/// Runs that a notice is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Scope {
-    All,
-    One,
-    /// It was printed before.
-    Known,
+    /// Runs whose training has begun.
+    training: HashSet<usize>,
+    /// Notices before the training.
+    printed: HashSet<String>,
 }
 
 impl Notices {
-    fn scope(&mut self, member: usize, text: &str) -> Scope {
-        let Some(subject) = SUBJECTS.into_iter().find(|subject| text.starts_with(*subject)) else { return Scope::One };
-        if self.known.contains(&(None, text.to_owned())) {
-            return Scope::Known;
-        }
-        let is_first = *self.first.entry(subject).or_insert(member) == member;
-        let (run, scope) = if is_first { (None, Scope::All) } else { (Some(member), Scope::One) };
-        if self.known.insert((run, text.to_owned())) { scope } else { Scope::Known }
+    /// Adds a notice of a run. False if it comes before the training and equals an earlier one of any run.
+    fn insert(&mut self, member: usize, text: &str) -> bool {
+        self.training.contains(&member) || self.printed.insert(text.to_owned())
     }
 }
 
@@ -66,14 +49,15 @@ impl SweepConsole {
 
     fn run_event(&mut self, member: usize, event: Event<'_>) {
         match event {
-            Event::Notice(text) => match self.notices.scope(member, text) {
-                Scope::All => self.downloads.line(text),
-                Scope::One => self.run_line(member, text),
-                Scope::Known => {}
-            },
+            Event::Notice(text) => {
+                if self.notices.insert(member, text) {
+                    self.run_line(member, text);
+                }
+            }
             Event::Fetch(event) => self.downloads.event(event),
             Event::Started { total_steps, done, .. } => {
                 self.steps[member] = total_steps;
+                self.notices.training.insert(member);
                 let from = if done > 0 { format!(" from step {}", done + 1) } else { String::new() };
                 self.run_line(member, &format!("training for {total_steps} steps{from}"));
             }
@@ -94,7 +78,11 @@ impl SweepConsole {
     fn changed(&mut self, member: usize, record: &MemberRecord) {
         let state = record.state;
         match state {
-            MemberState::Running => self.run_line(member, &record.label()),
+            MemberState::Running => {
+                // A run that continues is prepared again.
+                self.notices.training.remove(&member);
+                self.run_line(member, &record.label());
+            }
             MemberState::Paused => {
                 let measured = record.measured.last().map(|best| format!(": {} {:.4}", best.metric, best.value));
                 self.run_line(member, &format!("paused for a selection{}", measured.unwrap_or_default()));
@@ -127,15 +115,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn notices_of_one_run_have_its_number() {
+    fn notice_before_training_that_was_printed_is_left_out() {
         let mut notices = Notices::default();
-        let mut scopes = |text: &str| [0, 1, 2].map(|member| notices.scope(member, text));
-        assert_eq!(scopes("goes on after step 4"), [Scope::One; 3]);
-        assert_eq!(scopes("goes on after step 4"), [Scope::One; 3], "a run may go on from one step twice");
-        assert_eq!(scopes("warning: the learning rate still rises"), [Scope::One; 3]);
-        assert_eq!(scopes("blocks 0:4 in this process"), [Scope::All, Scope::Known, Scope::Known]);
-        let lines = ["data: 8 training rows", "data: 4 training rows"];
-        let found = [(2, 0), (1, 1), (0, 1), (1, 1), (0, 0)].map(|(member, line)| notices.scope(member, lines[line]));
-        assert_eq!(found, [Scope::All, Scope::One, Scope::One, Scope::Known, Scope::Known]);
+        let mut printed = |text: &str| [0, 1, 2, 0].map(|member| notices.insert(member, text));
+        assert_eq!(printed("blocks 0:4 in this process"), [true, false, false, false]);
+        assert_eq!(printed("data: 8 training rows"), [true, false, false, false]);
+        assert_eq!(printed("data: 4 training rows"), [true, false, false, false]);
+    }
+
+    #[test]
+    fn notice_in_training_is_printed_for_each_run() {
+        let mut console = SweepConsole::new(2);
+        let text = "no checkpoint: the disk is full";
+        for member in [0, 1] {
+            console.run_event(member, Event::Started { total_steps: 8, done: 0, trainable: 1 });
+            assert_eq!([0; 2].map(|_| console.notices.insert(member, text)), [true; 2]);
+        }
+        let mut record = MemberRecord {
+            folder: "001".to_owned(),
+            settings: Vec::new(),
+            digest: String::new(),
+            state: MemberState::Running,
+            error: None,
+            measured: Vec::new(),
+        };
+        console.changed(0, &record);
+        assert_eq!([0; 2].map(|_| console.notices.insert(0, text)), [true, false], "it is prepared again");
+        record.state = MemberState::Finished;
+        console.changed(1, &record);
+        assert!(console.notices.insert(1, text), "the other run is still past its preparation");
     }
 }

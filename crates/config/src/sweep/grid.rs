@@ -255,7 +255,7 @@ fn check_keys(index: usize, settings: &[Setting], findings: &mut Vec<Finding>) -
 
 /// True if `key` lies inside of the setting's value, and the value sets it.
 fn sets_inside(setting: &Setting, key: &str) -> bool {
-    let inner = key.strip_prefix(setting.key.as_str()).and_then(|rest| rest.strip_prefix('.'));
+    let inner = key.strip_prefix(setting.key.as_str()).and_then(|suffix| suffix.strip_prefix('.'));
     inner.is_some_and(|inner| inner.split('.').try_fold(&setting.value, |value, name| entry(value, name)).is_some())
 }
 

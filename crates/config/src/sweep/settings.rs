@@ -61,7 +61,7 @@ fn short(value: &Value) -> String {
 
 /// True if `key` is the path of a value inside of the value at `outer`.
 pub(crate) fn below(key: &str, outer: &str) -> bool {
-    key.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'))
+    key.strip_prefix(outer).is_some_and(|suffix| suffix.starts_with('.'))
 }
 
 /// Sets the value in the pipeline. Missing maps on the way are added.

@@ -78,7 +78,7 @@ fn written_sweep_names_the_format_that_fast_chose() {
 
 #[test]
 fn fast_is_refused_if_the_runs_may_need_different_formats() {
-    let of = |model: &str, sweep: &str| {
+    let problems_with = |model: &str, sweep: &str| {
         let file = PIPELINE.replace("source: tiny", &format!("source: tiny{model}"));
         match Layers::text("demo.yaml", format!("{file}{sweep}")).load_sweep(registry().catalog()) {
             Ok(sweep) => panic!("no problem in {:?}", sweep.yaml),
@@ -91,12 +91,12 @@ fn fast_is_refused_if_the_runs_may_need_different_formats() {
         ("sweep: { model.device: [cpu, 'cuda:0'] }", "model.device"),
         ("sweep: [{ model: { device: 'cuda:0' } }, {}]", "model.device"),
     ] {
-        let problems = of(", compute: fast", sweep);
+        let problems = problems_with(", compute: fast", sweep);
         let expected = format!("model.compute: expected f32, bf16 or f16, because the runs of the sweep set `{key}`");
         assert!(problems.contains(&expected), "{sweep}: {problems}");
     }
     for sweep in ["sweep: { model.compute: [f32, fast] }", "sweep: [{ model: { compute: fast } }, {}]"] {
-        let problems = of("", sweep);
+        let problems = problems_with("", sweep);
         assert!(problems.contains("expected f32, bf16 or f16 as a format of some runs"), "{sweep}: {problems}");
     }
 }

@@ -119,7 +119,7 @@ impl<'a> Members<'a> {
         let queued = members.get(next.fetch_add(1, Ordering::Relaxed)..).unwrap_or_default();
         let member = queued.first().copied().filter(|_| !is_over);
         // Under the same lock, so that no other thread releases the server of the member.
-        let taken = member.map(|member| {
+        let next_member = member.map(|member| {
             let record = &mut shared.record.runs[member];
             let before = record.clone();
             record.state = MemberState::Running;
@@ -133,7 +133,7 @@ impl<'a> Members<'a> {
         let remaining: Vec<&Spec> = all.filter(is_remaining).map(|member| &self.sweep.members[member].spec).collect();
         drop(shared);
         self.servers.retain(&remaining);
-        taken
+        next_member
     }
 
     fn run_one(&self, member: usize, pause: Option<&Pause>) -> Result<Summary, RunError> {

@@ -9,10 +9,11 @@ use sepal_track::{DataFacts, Manifest, MemberState, SweepRecord};
 use sepal_train::{has_checkpoint, row_digests};
 use serde_json::{Value, json};
 
-use crate::error::RowsError;
+use crate::error::{CountedRows, RowsError};
 
-/// Characters of a digest in messages.
-const SHOWN: usize = 12;
+/// Keys of the rows in a pipeline file.
+const TRAIN: &str = "data.train";
+const VALIDATION: &str = "data.validation";
 
 /// Rows of the runs that have begun, by the names of their folders.
 #[derive(Debug, Default)]
@@ -34,17 +35,20 @@ impl KnownRows {
     ///
     /// # Errors
     /// [`RowsError`] if another run, or this run before, has other rows with the same settings of the data.
-    pub(crate) fn add(&self, run: &str, spec: &Spec, facts: &DataFacts) -> Result<(), RowsError> {
+    pub(crate) fn add(&self, run: &str, spec: &Spec, facts: &DataFacts) -> Result<(), Box<RowsError>> {
         let rows = RunRows::new(spec, facts);
         let mut runs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((other, difference)) = runs.iter().find_map(|(other, known)| Some((other, rows.difference(known)?)))
-        {
-            let before = if other == run { "it was begun with".to_owned() } else { format!("run {other} has") };
-            let problem = format!(
-                "{before} others with the same settings of the data: {difference}; restore the data, or begin a new sweep \
-                 without `--resume`"
-            );
-            return Err(RowsError { run: run.to_owned(), problem });
+        let difference = runs.iter().find_map(|(other, known)| Some((other, rows.difference(known)?)));
+        if let Some((other, [found, expected])) = difference {
+            return Err(Box::new(RowsError {
+                run: run.to_owned(),
+                other: other.clone(),
+                part: found.name,
+                key: found.key,
+                origin: found.origin.clone(),
+                found: found.rows.clone(),
+                expected: expected.rows.clone(),
+            }));
         }
         runs.insert(run.to_owned(), rows);
         Ok(())
@@ -58,12 +62,13 @@ struct RunRows([Part; 3]);
 #[derive(Debug)]
 struct Part {
     name: &'static str,
+    /// Key of the rows in a pipeline file.
+    key: &'static str,
+    /// Source of the rows; empty if it is not known.
+    origin: String,
     /// Settings that decide the rows.
     settings: String,
-    /// Digest of the rows; empty if there are none, or it is not known.
-    digest: String,
-    /// Number of rows, if it is known.
-    count: Option<usize>,
+    rows: CountedRows,
 }
 
 impl RunRows {
@@ -74,22 +79,32 @@ impl RunRows {
         let split_seed = is_split.then_some(spec.train.seed);
         let few = spec.data.few_shot.as_ref();
         let few = few.map(|few| json!([few.per_class, few.seed.unwrap_or(spec.train.seed)]));
-        let part = |name, settings: Value, digest: &str, count: usize| Part {
+        let counted =
+            |digest: &String, count: usize| CountedRows { count: (count > 0).then_some(count), digest: digest.clone() };
+        let training = |name, settings: Value, rows| Part {
             name,
+            key: TRAIN,
+            origin: facts.train.clone(),
             settings: settings.to_string(),
-            digest: digest.to_owned(),
-            count: Some(count).filter(|&count| count > 0),
+            rows,
+        };
+        let split_settings = json!([sources, task, split_seed]);
+        let validation =
+            training("validation rows", split_settings, counted(&facts.validation_digest, facts.validation_rows));
+        let validation = if is_split {
+            validation
+        } else {
+            Part { key: VALIDATION, origin: facts.validation.clone(), ..validation }
         };
         Self([
-            part("training rows", json!([sources, task, split_seed, few]), &facts.train_digest, facts.train_rows),
-            part(
-                "validation rows",
-                json!([sources, task, split_seed]),
-                &facts.validation_digest,
-                facts.validation_rows,
+            training(
+                "training rows",
+                json!([sources, task, split_seed, few]),
+                counted(&facts.train_digest, facts.train_rows),
             ),
+            validation,
             // The same for each seed.
-            part("rows in the training data", json!(sources), &facts.source_digest, 0),
+            training("training data", json!(sources), counted(&facts.source_digest, 0)),
         ])
     }
 
@@ -102,23 +117,16 @@ impl RunRows {
         Some(Self::new(spec, &DataFacts { train_digest, validation_digest, ..DataFacts::default() }))
     }
 
-    /// Description of the first part that differs from that of an earlier run although the settings are the same.
-    fn difference(&self, known: &Self) -> Option<String> {
+    /// First part that differs from that of an earlier run although the settings are the same, and the earlier part.
+    fn difference<'a>(&'a self, known: &'a Self) -> Option<[&'a Part; 2]> {
         let is_other = |(own, known): &(&Part, &Part)| {
             own.settings == known.settings
-                && own.digest != known.digest
-                && !own.digest.is_empty()
-                && !known.digest.is_empty()
+                && own.rows.digest != known.rows.digest
+                && !own.rows.digest.is_empty()
+                && !known.rows.digest.is_empty()
         };
         let (own, known) = self.0.iter().zip(&known.0).find(is_other)?;
-        Some(format!("{} instead of {}", own.describe(), known.describe()))
-    }
-}
-
-impl Part {
-    fn describe(&self) -> String {
-        let count = self.count.map(|count| format!("{count} ")).unwrap_or_default();
-        format!("{count}{} ({})", self.name, self.digest.get(..SHOWN).unwrap_or(&self.digest))
+        Some([own, known])
     }
 }
 
@@ -138,6 +146,8 @@ mod tests {
 
     fn facts(train: &str, train_rows: usize, validation: &str, source: &str) -> DataFacts {
         DataFacts {
+            train: "train.csv".to_owned(),
+            validation: "validation.csv".to_owned(),
             train_digest: train.to_owned(),
             train_rows,
             validation_digest: validation.to_owned(),
@@ -153,13 +163,20 @@ mod tests {
         let seed = |seed: u64| spec(&[&format!("train.seed={seed}")]);
         known.add("001", &seed(1), &facts("aaaa", 19, "vvvv", "aaaa")).expect("the first");
         known.add("002", &seed(2), &facts("aaaa", 19, "vvvv", "aaaa")).expect("the same rows");
-        let error = known.add("003", &seed(3), &facts("bbbb", 39, "vvvv", "bbbb")).expect_err("other rows").to_string();
-        assert!(error.contains("run 001 has others with the same settings of the data"), "{error}");
-        assert!(error.contains("39 training rows (bbbb) instead of 19 training rows (aaaa)"), "{error}");
+        let error = known.add("003", &seed(3), &facts("bbbb", 39, "vvvv", "bbbb")).expect_err("other rows");
+        let rows = |digest: &str, count| CountedRows { count: Some(count), digest: digest.to_owned() };
+        assert_eq!([&error.found, &error.expected], [&rows("bbbb", 39), &rows("aaaa", 19)]);
+        assert_eq!(
+            error.to_string(),
+            "use the training rows of 003 (`data.train`: train.csv): run 001 has other rows with the same settings of the \
+             data: 39 rows (bbbb) instead of 19 rows (aaaa); restore the data, or begin a new sweep without `--resume`"
+        );
         let error = known.add("003", &seed(3), &facts("aaaa", 19, "wwww", "aaaa")).expect_err("other rows").to_string();
-        assert!(error.contains("8 validation rows (wwww) instead of 8 validation rows (vvvv)"), "{error}");
-        let error = known.add("001", &seed(1), &facts("bbbb", 39, "vvvv", "")).expect_err("other rows").to_string();
-        assert!(error.contains("it was begun with others"), "{error}");
+        assert!(error.contains("the validation rows of 003 (`data.validation`: validation.csv)"), "{error}");
+        assert!(error.contains("8 rows (wwww) instead of 8 rows (vvvv)"), "{error}");
+        let error = known.add("001", &seed(1), &facts("bbbb", 1, "vvvv", "")).expect_err("other rows").to_string();
+        assert!(error.contains("it was begun with other rows"), "{error}");
+        assert!(error.contains("1 row (bbbb) instead of 19 rows (aaaa)"), "{error}");
         known.add("003", &spec(&["data.train=other.csv"]), &facts("bbbb", 39, "vvvv", "bbbb")).expect("other settings");
     }
 
@@ -177,10 +194,13 @@ mod tests {
             known.add("002", &next, &facts("bbbb", 16, validation, "ssss")).expect("another draw");
             let error = known.add("003", &spec(&[sets[0], "train.seed=3"]), &facts("cccc", 16, "", "tttt"));
             let error = error.expect_err("another source").to_string();
-            assert!(
-                error.contains("rows in the training data (tttt) instead of rows in the training data (ssss)"),
-                "{error}"
-            );
+            assert!(error.contains("the training data of 003 (`data.train`: train.csv)"), "{error}");
+            assert!(error.contains("rows (tttt) instead of rows (ssss)"), "{error}");
         }
+        // Validation rows that are split off come from the training data.
+        let split = spec(&["data={validation: null, validation_split: 0.1}", "train.seed=1"]);
+        let error =
+            known.add("004", &split, &facts("aaaa", 16, "xxxx", "ssss")).expect_err("another split").to_string();
+        assert!(error.contains("the validation rows of 004 (`data.train`: train.csv): run split has"), "{error}");
     }
 }

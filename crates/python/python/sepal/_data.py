@@ -28,7 +28,10 @@ def split_tables(data: Any) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         return {"train": data}
     is_splits = "train" in data and set(data) <= set(_SPLITS)
-    if not is_splits and not any(map(_is_table, data.values())):
+    # A column of dicts looks like a table, so one of them among other columns makes no splits.
+    has_split = any(split in data and _is_table(data[split]) for split in _SPLITS)
+    has_tables = bool(data) and all(map(_is_table, data.values()))
+    if not (is_splits or has_split or has_tables):
         return {"train": data}
     unknown = next((split for split in data if split not in _SPLITS), None)
     if unknown is not None:
@@ -39,7 +42,7 @@ def split_tables(data: Any) -> dict[str, Any]:
 
 
 def _is_table(value: Any) -> bool:
-    """Return True for a table, and False for a column of one."""
+    """Return True for a table or a column of dicts, and False for other columns."""
     if isinstance(value, (list, tuple)):
         return bool(value) and isinstance(value[0], Mapping)
     return isinstance(value, Mapping) or hasattr(value, "columns") or hasattr(value, "column_names")
