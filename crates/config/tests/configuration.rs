@@ -4,6 +4,7 @@ use insta::assert_snapshot;
 use sepal_config::spec::{EvaluateEvery, SwarmSpec};
 use sepal_config::{Layers, Loaded, schema};
 use sepal_core::{ComputeFormat, DType, Device, WeightFormat};
+use sepal_data::FilterValue;
 use sepal_deep_ptune::DeepPtune;
 use sepal_plugin::{Head, Registry, Tuning, standard};
 use sepal_ptune::Ptune;
@@ -89,7 +90,7 @@ fn load_fills_in_defaults() {
     assert_eq!((spec.wire_dtype(), spec.scaler()), (DType::F32, None));
     let alternatives: Vec<_> = spec.data.sources().collect();
     assert_eq!(alternatives.len(), 2);
-    assert_eq!(alternatives[1].filter["year"].0, "2002");
+    assert_eq!(FilterValue::from(&alternatives[1].filter["year"]), FilterValue::Value("2002".to_owned()));
 }
 
 #[test]

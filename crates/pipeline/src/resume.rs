@@ -121,6 +121,7 @@ fn fixed_options(spec: &Spec) -> Value {
     value["swarm.with.micro_batch_tokens"] =
         serde_json::to_value(spec.swarm.remote().micro_batch_tokens).unwrap_or_default();
     formats_of_numbers(spec, &mut value);
+    filters(&mut value["data"]);
     for path in FREE {
         if let [above @ .., key] = path
             && let Some(fields) = above.iter().try_fold(&mut value, |value, key| value.get_mut(*key))
@@ -156,6 +157,17 @@ fn formats_of_numbers(spec: &Spec, value: &mut Value) {
         ComputeFormat::F32 => drop(model.shift_remove("compute")),
         rounded => drop(model.insert("compute".to_owned(), rounded.name().into())),
     }
+}
+
+/// Writes the values of filters as texts, as earlier versions did. Digests of the rows tell filters apart.
+fn filters(data: &mut Value) {
+    let columns = data.get_mut("where").and_then(Value::as_object_mut);
+    for value in columns.into_iter().flat_map(|columns| columns.values_mut()) {
+        if !value.is_string() {
+            *value = value.to_string().into();
+        }
+    }
+    data.get_mut("otherwise").and_then(Value::as_array_mut).into_iter().flatten().for_each(filters);
 }
 
 fn compare(key: &str, old: &Value, new: &Value, differences: &mut Vec<String>) {
@@ -197,6 +209,14 @@ mod tests {
             assert!(text.contains(expected), "{text}");
         }
         assert!(!fixed_options(&plain).to_string().contains("compute"), "digests of earlier runs stay valid");
+    }
+
+    #[test]
+    fn filters_by_numbers_have_the_digest_of_their_texts() {
+        let [number, text, other] = ["1", "'1'", "2"].map(|value| spec(&[&format!("data.where={{g: {value}}}")]));
+        assert_eq!(digest(&number), digest(&text));
+        assert_ne!(digest(&number), digest(&other));
+        assert!(fixed_options(&number)["data"]["where"]["g"] == "1");
     }
 
     #[test]

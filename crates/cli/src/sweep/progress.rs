@@ -49,11 +49,7 @@ impl SweepConsole {
 
     fn run_event(&mut self, member: usize, event: Event<'_>) {
         match event {
-            Event::Notice(text) => {
-                if self.notices.insert(member, text) {
-                    self.run_line(member, text);
-                }
-            }
+            Event::Notice(text) => self.notice(member, text),
             Event::Fetch(event) => self.downloads.event(event),
             Event::Started { total_steps, done, .. } => {
                 self.steps[member] = total_steps;
@@ -64,6 +60,12 @@ impl SweepConsole {
             Event::Step(record) => self.step(member, record),
             Event::Evaluated { record, headline } => self.run_line(member, &evaluation_line(record, headline)),
             _ => {}
+        }
+    }
+
+    fn notice(&mut self, member: usize, text: &str) {
+        if self.notices.insert(member, text) {
+            self.run_line(member, text);
         }
     }
 
