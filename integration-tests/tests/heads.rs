@@ -220,5 +220,5 @@ fn heads_that_do_not_fit_the_data_are_refused() {
     let choice = fixture("choice.yaml");
     tiny::choices(&choice.path("choices.jsonl"), 8, 1);
     refused(&choice, &["data.options=[ending0, ending1]", "data.template=\"{text}\""], "has no {text_pair}");
-    refused(&choice, &["data.options=[]"], "no column of options was named");
+    refused(&choice, &["data.options=[]"], "data.template: expected `text_pair` or `options`");
 }

@@ -355,7 +355,7 @@ fn conflicting_keys_are_refused() {
     assert_snapshot!(with("  validation: hub:stanfordnlp/sst2\n", ""), @"sst2.yaml:11:1: data.validation: expected `validation` or `validation_split`, found neither; `evaluate.every: never` needs none");
     assert_snapshot!(with("  text: sentence", "  text: sentence\n  validation_split: 0.5"), @"sst2.yaml:15:3: data.validation_split: expected either `validation` or `validation_split`, found both");
     assert_snapshot!(with("  text: sentence", "  text: sentence\n  template: 'Movie review:'"), @r#"sst2.yaml:15:3: data.template: found the text "Movie review:", which is no template; it does not say where the {text} goes"#);
-    assert_snapshot!(with("  text: sentence", "  text: sentence\n  template: '{text} / {text_pair}'"), @"sst2.yaml:15:3: data.template: expected `text_pair` beside it, because it holds `{text_pair}`");
+    assert_snapshot!(with("  text: sentence", "  text: sentence\n  template: '{text} / {text_pair}'"), @"sst2.yaml:15:3: data.template: expected `text_pair` or `options` beside it, because it holds `{text_pair}`");
     assert_snapshot!(with("label: label\n  max_length", "label: sentence\n  max_length"), @r#"sst2.yaml:15:3: data.label: expected another column than `text`, found the text "sentence" for both"#);
     assert!(good(&[], &["data.validation=null", "evaluate.every=never"]).spec.data.rows.validation.is_none());
 }

@@ -310,9 +310,10 @@ impl<'a> Star<'a> {
     /// Removes the legs from the first with a non-finite output on, and returns that one.
     fn cut_non_finite(&self, trace: &mut StarTrace, output: &HostTensor) -> Result<StarLeg, RemoteError> {
         if let Some(first) = trace.legs.first().filter(|leg| !leg.input.is_finite()) {
+            // Rows that divide a block of q8 numbers cannot be looked at apart.
             let prompts = first.input.rows(0..trace.prefix_len);
             let what = match self.servers.options().first_block {
-                0 if prompts.is_some_and(|prompts| !prompts.is_finite()) => PROMPTS,
+                0 if trace.prefix_len > 0 && prompts.is_none_or(|prompts| !prompts.is_finite()) => PROMPTS,
                 0 => TOKENS,
                 // The caller's own blocks return hidden states, which are not parameters.
                 _ => HIDDEN_STATES,
