@@ -131,7 +131,10 @@ fn windows_that_cannot_be_made_are_refused() {
     fs::write(fixture.path("validation.csv"), format!("sentence,label\n{LONG},1\n")).expect("written");
     let text = fixture.failure(&few);
     assert!(text.contains("at most 2 are made") && text.contains("`data.long_texts.windows.max_windows`"), "{text}");
-    assert!(text.contains("tokenize row ") && text.contains(" of train.csv\n") && text.matches("row ").count() == 1, "{text}");
+    assert!(
+        text.contains("tokenize row ") && text.contains(" of train.csv\n") && text.matches("row ").count() == 1,
+        "{text}"
+    );
     let pipeline = fs::read_to_string(fixture.path("pipeline.yaml")).expect("a pipeline file");
     let task = "task: { use: sequence-classification, with: { labels: [bad, good] } }";
     assert!(pipeline.contains(task), "{pipeline}");

@@ -145,7 +145,8 @@ fn template(key: &KeyPath, data: &Value, findings: &mut Vec<Finding>) {
             findings.push(Finding::new(key, message));
         }
         Some(Ok(template)) if template.takes_pair() && data["text_pair"].is_null() && !has_options => {
-            findings.push(Finding::new(key, "expected `text_pair` or `options` beside it, because it holds `{text_pair}`"));
+            findings
+                .push(Finding::new(key, "expected `text_pair` or `options` beside it, because it holds `{text_pair}`"));
         }
         _ => {}
     }
