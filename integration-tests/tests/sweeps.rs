@@ -183,7 +183,7 @@ fn resume_with_other_rows_is_refused_before_a_run_begins() {
 
     let resume = ["sweep", "--resume", done["folder"].as_str().expect("a folder"), "--json"];
     let messages = failure_messages(fixture.sepal(&resume));
-    for expected in ["run 001-seed=0 has others", "96 training rows (", "instead of 192 training rows ("] {
+    for expected in ["the training rows of 003", "found 96 rows (", "but run 001-seed=0 has 192 rows ("] {
         assert!(messages.contains(expected), "{messages}");
     }
     assert!(!last.exists(), "no run begins");

@@ -152,8 +152,8 @@ pub struct ResumeError {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the message names the fields")]
 #[error(
-    "use the {part} of {run} (`{key}`: {origin}): {} other rows with the same settings of the data: {found} instead of \
-     {expected}; restore the data, or begin a new sweep without `--resume`",
+    "use the {part} of {run} (`{key}`: {origin}): found {found}, but {} {expected} with the same settings of the data; \
+     restore the data, or begin a new sweep without `--resume`",
     owner_of_rows(run, other)
 )]
 pub struct RowsError {

@@ -168,15 +168,14 @@ mod tests {
         assert_eq!([&error.found, &error.expected], [&rows("bbbb", 39), &rows("aaaa", 19)]);
         assert_eq!(
             error.to_string(),
-            "use the training rows of 003 (`data.train`: train.csv): run 001 has other rows with the same settings of the \
-             data: 39 rows (bbbb) instead of 19 rows (aaaa); restore the data, or begin a new sweep without `--resume`"
+            "use the training rows of 003 (`data.train`: train.csv): found 39 rows (bbbb), but run 001 has 19 rows (aaaa) \
+             with the same settings of the data; restore the data, or begin a new sweep without `--resume`"
         );
         let error = known.add("003", &seed(3), &facts("aaaa", 19, "wwww", "aaaa")).expect_err("other rows").to_string();
         assert!(error.contains("the validation rows of 003 (`data.validation`: validation.csv)"), "{error}");
-        assert!(error.contains("8 rows (wwww) instead of 8 rows (vvvv)"), "{error}");
+        assert!(error.contains("found 8 rows (wwww), but run 001 has 8 rows (vvvv) with"), "{error}");
         let error = known.add("001", &seed(1), &facts("bbbb", 1, "vvvv", "")).expect_err("other rows").to_string();
-        assert!(error.contains("it was begun with other rows"), "{error}");
-        assert!(error.contains("1 row (bbbb) instead of 19 rows (aaaa)"), "{error}");
+        assert!(error.contains("found 1 row (bbbb), but it was begun with 19 rows (aaaa) with"), "{error}");
         known.add("003", &spec(&["data.train=other.csv"]), &facts("bbbb", 39, "vvvv", "bbbb")).expect("other settings");
     }
 
@@ -195,12 +194,16 @@ mod tests {
             let error = known.add("003", &spec(&[sets[0], "train.seed=3"]), &facts("cccc", 16, "", "tttt"));
             let error = error.expect_err("another source").to_string();
             assert!(error.contains("the training data of 003 (`data.train`: train.csv)"), "{error}");
-            assert!(error.contains("rows (tttt) instead of rows (ssss)"), "{error}");
+            assert!(error.contains("found rows (tttt), but run ") && error.contains(" has rows (ssss)"), "{error}");
         }
         // Validation rows that are split off come from the training data.
         let split = spec(&["data={validation: null, validation_split: 0.1}", "train.seed=1"]);
         let error =
             known.add("004", &split, &facts("aaaa", 16, "xxxx", "ssss")).expect_err("another split").to_string();
-        assert!(error.contains("the validation rows of 004 (`data.train`: train.csv): run split has"), "{error}");
+        assert!(
+            error.contains("the validation rows of 004 (`data.train`: train.csv): found 16 rows")
+                && error.contains("run split has"),
+            "{error}"
+        );
     }
 }
