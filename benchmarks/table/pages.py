@@ -51,7 +51,8 @@ accuracies on the validation rows in percent: mean over the seeds, standard devi
   5 steps of warm-up, gradients clipped at norm 1. Rates are 1e-3 for LoRA and deep prompts, 3e-3 for prompts and 1e-2 for
   `prefix-kv`. Prompts start as the text of the task. Sepal's heads start from the words of the labels, unless the
   table says otherwise; PEFT's start at random.
-- The language models come from the package index and are computed in fp32: {models}.
+- The language models come from the package index and are computed in fp32:
+  {models}.
   Rows without the name of a model are those of {default}.
 - Trained numbers, time and bytes are those of the largest training file with a result. Time is that of the processor
   (all threads, loading and evaluation included) in seconds, on machines of two cores that did other work at the same
