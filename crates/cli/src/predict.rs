@@ -16,7 +16,7 @@ use sepal_data::{
 use sepal_pipeline::{Classifier, ClassifierError, LabelledSource, Session, SharedBase};
 use sepal_plugin::{Prediction, Registry};
 use sepal_track::DataFacts;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::abstain::check_abstaining;
 use crate::args::{EvaluateArgs, LabelledArgs, PipelineArgs, PredictArgs};
@@ -39,10 +39,7 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
     let runs = runs::named(&args.runs)?;
     check_output(args)?;
     let facts = shared_facts(&runs)?;
-    let set = Layers::values_of_sets(&args.rows.set)?;
-    if let Some(key) = [WHERE, "skip_empty"].into_iter().find(|key| set["data"].get(key).is_some()) {
-        return Err(format!("set data.{key}: predictions are of all rows that have a text; remove the setting").into());
-    }
+    refuse_set(&Layers::values_of_sets(&args.rows.set)?, &[(WHERE, ALL_ROWS), ("skip_empty", ALL_ROWS)])?;
     let specs = runs.iter().map(|run| trained_spec(registry, &run.folder, &args.rows.set));
     let specs = specs.collect::<Result<Vec<_>, _>>()?;
     let trained = specs.first().map_or_else(Dialect::default, |spec| spec.data.rows.dialect());
@@ -227,9 +224,7 @@ pub(crate) fn labelled_source<'a>(
 ) -> Result<LabelledSource<'a>, Failure> {
     let facts = &classifier.manifest().data;
     let set = Layers::values_of_sets(&args.rows.set)?;
-    if let Some(key) = ["delimiter", "encoding"].into_iter().find(|key| set["data"].get(key).is_some()) {
-        return Err(format!("set data.{key}: `--{key}` is that of the rows; remove the setting").into());
-    }
+    refuse_set(&set, &[("delimiter", "`--delimiter` names it"), ("encoding", "`--encoding` names it")])?;
     let filter = rows.filter.iter().filter(|(column, _)| set["data"][WHERE].get(column.as_str()).is_some());
     let columns = TableSpec {
         path: PathBuf::new(),
@@ -269,15 +264,21 @@ const WITHOUT_EFFECT: [(&str, &str); 12] = [
     ("options", FORM_OF_RUN),
 ];
 
+const ALL_ROWS: &str = "predictions are of all rows that have a text";
 const OTHER_ROWS: &str = "the rows are those of the command line";
 const FORM_OF_RUN: &str = "the rows have the form of those of the training";
 
+/// Refuses keys of `data`, each with the reason why it has no effect, among the values of `--set`.
+fn refuse_set(values: &Value, keys: &[(&str, &str)]) -> Result<(), Failure> {
+    match keys.iter().find(|(key, _)| values["data"].get(key).is_some()) {
+        Some((key, reason)) => Err(format!("set data.{key}: {reason}; remove the setting").into()),
+        None => Ok(()),
+    }
+}
+
 /// Reads the pipeline of the run with the environment and the command line applied.
 pub(crate) fn trained_spec(registry: &Registry, run: &Path, set: &[String]) -> Result<Spec, Failure> {
-    let values = Layers::values_of_sets(set)?;
-    if let Some((key, reason)) = WITHOUT_EFFECT.iter().find(|(key, _)| values["data"].get(key).is_some()) {
-        return Err(format!("set data.{key}: {reason}; remove the setting").into());
-    }
+    refuse_set(&Layers::values_of_sets(set)?, &WITHOUT_EFFECT)?;
     load(registry, &PipelineArgs { file: run.join("pipeline.yaml"), set: set.to_vec() })
 }
 
