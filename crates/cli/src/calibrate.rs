@@ -9,12 +9,12 @@ use crate::args::CalibrateArgs;
 use crate::console::Console;
 use crate::interrupt::stop_on_interrupt;
 use crate::output::{Failure, print, print_progress};
-use crate::predict::{labelled_source, trained_spec};
+use crate::predict::{labelled_source, labelled_spec};
 
 pub(crate) fn calibrate(registry: &Registry, args: &CalibrateArgs) -> Result<(), Failure> {
     let stop = stop_on_interrupt("stopping after this batch; the run stays as it was")?;
     let mut console = Console::default();
-    let spec = trained_spec(registry, &args.run, &args.labelled.rows.set)?;
+    let spec = labelled_spec(registry, &args.run, &args.labelled)?;
     let classifier = Classifier::open(&spec, &args.run, registry, &mut console, &stop)?;
     let labelled = labelled_source(&classifier, &args.labelled, &spec.data.rows)?;
     let fits =

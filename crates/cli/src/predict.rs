@@ -188,7 +188,7 @@ fn tokenize(sessions: &[Session<'_>], chunk: &mut Rows, column: &str) -> Result<
 pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), Failure> {
     let stop = stop_on_interrupt("stopping after this batch; nothing is written")?;
     let mut console = Console::default();
-    let spec = trained_spec(registry, &args.run, &args.labelled.rows.set)?;
+    let spec = labelled_spec(registry, &args.run, &args.labelled)?;
     let classifier = Classifier::open(&spec, &args.run, registry, &mut console, &stop)?;
     check_abstaining(args.abstain_below, &classifier.manifest().name, classifier.task())?;
     let labelled = labelled_source(&classifier, &args.labelled, &spec.data.rows)?;
@@ -224,7 +224,6 @@ pub(crate) fn labelled_source<'a>(
 ) -> Result<LabelledSource<'a>, Failure> {
     let facts = &classifier.manifest().data;
     let set = Layers::values_of_sets(&args.rows.set)?;
-    refuse_set(&set, &[("delimiter", "`--delimiter` names it"), ("encoding", "`--encoding` names it")])?;
     let filter = rows.filter.iter().filter(|(column, _)| set["data"][WHERE].get(column.as_str()).is_some());
     let columns = TableSpec {
         path: PathBuf::new(),
@@ -276,8 +275,15 @@ fn refuse_set(values: &Value, keys: &[(&str, &str)]) -> Result<(), Failure> {
     }
 }
 
+/// Reads the pipeline of the run, as [`trained_spec`], for labelled rows of a file.
+pub(crate) fn labelled_spec(registry: &Registry, run: &Path, args: &LabelledArgs) -> Result<Spec, Failure> {
+    let set = Layers::values_of_sets(&args.rows.set)?;
+    refuse_set(&set, &[("delimiter", "`--delimiter` names it"), ("encoding", "`--encoding` names it")])?;
+    trained_spec(registry, run, &args.rows.set)
+}
+
 /// Reads the pipeline of the run with the environment and the command line applied.
-pub(crate) fn trained_spec(registry: &Registry, run: &Path, set: &[String]) -> Result<Spec, Failure> {
+fn trained_spec(registry: &Registry, run: &Path, set: &[String]) -> Result<Spec, Failure> {
     refuse_set(&Layers::values_of_sets(set)?, &WITHOUT_EFFECT)?;
     load(registry, &PipelineArgs { file: run.join("pipeline.yaml"), set: set.to_vec() })
 }
