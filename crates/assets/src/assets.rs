@@ -130,7 +130,7 @@ impl Assets {
                 Ok(Asset { commit: Some(commit), ..asset(path) })
             }
             Source::Pypi(pypi) => {
-                let (path, sha256) = self.fetch_pypi(pypi)?;
+                let (path, sha256) = self.fetch_pypi(pypi, on_event)?;
                 Ok(Asset { sha256: Some(sha256), ..asset(path) })
             }
         }

