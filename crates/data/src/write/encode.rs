@@ -84,12 +84,14 @@ impl Encoder {
     }
 }
 
-/// Replaces the characters that tsv cannot represent.
+/// Cell of a tsv file without the characters that its lines cannot hold; one that begins with a mark is quoted, as otherwise
+/// the mark would quote it. Cells of other formats are unchanged.
 fn representable(encoder: &Encoder, cell: &str) -> String {
-    match encoder {
-        Encoder::Tsv => cell.replace(['\t', '\n', '\r', '\0'], " "),
-        _ => cell.to_owned(),
+    if !matches!(encoder, Encoder::Tsv) {
+        return cell.to_owned();
     }
+    let cell = cell.replace(['\t', '\n', '\r', '\0'], " ");
+    if cell.starts_with('"') { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell }
 }
 
 fn texts(encoder: &Encoder, batch: &RecordBatch, n_json: usize) -> Result<RecordBatch, WriteError> {

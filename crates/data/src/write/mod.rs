@@ -67,10 +67,10 @@ impl From<OutputSpec> for Vec<OutputSpec> {
 /// The latter are columns of numbers in every format, as pandas cannot compute with lists in cells.
 /// Of several models, the new columns follow each other, with the prefix of each before their names.
 ///
-/// In csv and tsv files, `|` joins lists, and missing values are empty cells. Tsv files have no quotation marks (for pandas:
-/// `quoting=3`), so that tabs and line breaks in texts become spaces. Columns of csv and jsonl files are texts in parquet;
-/// from jsonl to jsonl, members are copied as written. Types that a format lacks are written as texts: times as in ISO
-/// 8601, binary data in hexadecimal, all others as JSON.
+/// In csv and tsv files, `|` joins lists, and missing values are empty cells. In tsv files, tabs and line breaks in texts
+/// become spaces, and only cells that begin with a quotation mark are quoted. Columns of csv and jsonl files are texts in
+/// parquet; from jsonl to jsonl, members are copied as written. Types that a format lacks are written as texts: times as in
+/// ISO 8601, binary data in hexadecimal, all others as JSON.
 pub struct PredictionWriter {
     /// One of each model.
     specs: Vec<OutputSpec>,

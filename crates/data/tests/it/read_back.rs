@@ -50,9 +50,15 @@ fn expected(kind: LabelKind, numbers: &[Vec<f32>]) -> Labels {
 }
 
 fn write_and_read(set: &LabelSet, kind: LabelKind, numbers: &[Vec<f32>], format: Format) -> Labels {
+    let texts: Vec<String> = (0..numbers.len()).map(|row| format!("text {row}")).collect();
+    let table = written_table(&texts, set, kind, numbers, format);
+    set.labels_as(&table, kind).unwrap_or_else(|error| panic!("{format}: {error}"))
+}
+
+fn written_table(texts: &[String], set: &LabelSet, kind: LabelKind, numbers: &[Vec<f32>], format: Format) -> Table {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("out");
-    let texts: String = (0..numbers.len()).map(|row| format!("text {row}\n")).collect();
+    let texts = texts.join("\n");
     let spec = RowSpec { passthrough: sepal_data::Passthrough::All, chunk_rows: 3, ..RowSpec::default() };
     let input = RowStream::from_reader(Cursor::new(texts), "standard input", Format::Lines, &spec).expect("a stream");
     let output = OutputSpec { format: Some(format), ..OutputSpec::new(set.clone(), kind) };
@@ -68,8 +74,7 @@ fn write_and_read(set: &LabelSet, kind: LabelKind, numbers: &[Vec<f32>], format:
     }
     writer.finish().expect("finished");
     let spec = TableSpec { format: Some(format), ..TableSpec::new(&path, "text").with_label("predicted") };
-    let table = Table::read(&spec).expect("a table");
-    set.labels_as(&table, kind).unwrap_or_else(|error| panic!("{format}: {error}"))
+    Table::read(&spec).expect("a table")
 }
 
 proptest! {
@@ -87,6 +92,17 @@ proptest! {
             prop_assert_eq!(write_and_read(&set, kind, &classes, format), expected(kind, &classes), "{}", format);
             let (kind, values) = (LabelKind::Value, numbers(1));
             prop_assert_eq!(write_and_read(&score, kind, &values, format), expected(kind, &values), "{}", format);
+        }
+    }
+
+    #[test]
+    fn texts_are_read_back(texts in prop::collection::vec("\"?[\"a,']{1,3}\"?", 1..4), byte in any::<u8>()) {
+        let set = LabelSet::new(["a", "\"b\""]).expect("names");
+        let share = f32::from(byte) / 255.0;
+        let numbers: Vec<Vec<f32>> = texts.iter().map(|_| vec![share, 1.0 - share]).collect();
+        for format in FORMATS {
+            let table = written_table(&texts, &set, LabelKind::Class, &numbers, format);
+            prop_assert_eq!(table.texts(), &texts[..], "{}", format);
         }
     }
 
