@@ -17,7 +17,7 @@ pub enum Format {
     Arrow,
     /// Comma-separated, with a header; quoted fields may hold commas and line breaks.
     Csv,
-    /// Tab-separated, with a header. Quotation marks are ordinary characters, as in the files of GLUE.
+    /// Tab-separated, with a header. Quotation marks are text, as in the files of GLUE, or quote cells, as pandas writes them.
     Tsv,
     /// JSON: a list of objects, an object of columns, an object with one list of objects, or one object per line.
     Json,

@@ -3,6 +3,7 @@
 mod quotes;
 mod quoting;
 mod records;
+mod stream;
 
 use std::io::{BufReader, Cursor, Read, Seek};
 use std::sync::Arc;
@@ -17,8 +18,10 @@ use crate::dialect::{Delimiter, Dialect, Encoding};
 use crate::suggest::{delimiter_hint, delimiter_remedy};
 use quoting::QuoteScan;
 use records::{Record, Records};
+use stream::QuotedStream;
 
-/// Number of bytes at the start of a file that are searched for its delimiter, or at the start of a stream for quoted cells.
+/// Number of bytes at the start of a file that are searched for its delimiter, or of a stream that are searched for the end of a
+/// row with quoted cells.
 const PEEK_BYTES: usize = 1 << 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,29 +61,25 @@ pub(super) fn open_csv(text: Text, given: Option<Delimiter>) -> Result<Box<dyn D
     open(records, syntax, COMMAS, encoding)
 }
 
-/// Opens a tsv file, and decides if its cells are quoted: by all of a file, which is read twice, or by the first block of a
-/// stream, with its header and first row.
+/// Opens a tsv file, and decides if its cells are quoted: by all of a file, which is read twice, or by the first row of a
+/// stream that has a quotation mark at the start of a cell.
 pub(super) fn open_tsv(
     source: Source,
     encoding: Option<Encoding>,
     given: Option<Delimiter>,
 ) -> Result<Box<dyn Decoder>, DecodeError> {
     let delimiter = given.unwrap_or(TABS.delimiter);
-    let mut scan = QuoteScan::new(delimiter);
     let (text, quoted) = match source {
         Source::File(mut file) => {
             let mut text = text::open(Box::new(file.try_clone()?), encoding)?;
+            let mut scan = QuoteScan::new(delimiter);
             scan.read(&mut *text.reader)?;
             file.rewind()?;
             (text::open(Box::new(file), encoding)?, scan.finish())
         }
         Source::Stream(stream) => {
-            let Text { mut reader, encoding } = text::open(stream, encoding)?;
-            let mut start = Vec::new();
-            read_lines(&mut *reader, &mut start, 2)?;
-            scan.add(&start);
-            let reader: Box<dyn Read + Send> = Box::new(Cursor::new(start).chain(reader));
-            (Text { reader, encoding }, scan.is_quoted_so_far())
+            let Text { reader, encoding } = text::open(stream, encoding)?;
+            (Text { reader: Box::new(QuotedStream::new(reader, delimiter)), encoding }, true)
         }
     };
     let syntax = CellSyntax { delimiter, quoted };

@@ -84,8 +84,8 @@ impl Encoder {
     }
 }
 
-/// Cell of a tsv file without the characters that its lines cannot hold; one that begins with a mark is quoted, as otherwise
-/// the mark would quote it. Cells of other formats are unchanged.
+/// Cell of a tsv file without the characters that its lines cannot hold. One that begins with a quotation mark is quoted,
+/// because readers would take the mark for a quote. Cells of other formats are unchanged.
 fn representable(encoder: &Encoder, cell: &str) -> String {
     if !matches!(encoder, Encoder::Tsv) {
         return cell.to_owned();

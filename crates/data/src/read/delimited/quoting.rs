@@ -31,6 +31,10 @@ pub(super) struct QuoteScan {
     /// Cells of the current row before the current one.
     column: usize,
     lines: PlainLines,
+    /// True if a cell begins with a mark.
+    has_marks: bool,
+    /// True if such a cell is in a complete row, or in the header before one.
+    has_marked_row: bool,
     is_text: bool,
 }
 
@@ -62,6 +66,8 @@ impl QuoteScan {
             in_header: true,
             column: 0,
             lines: PlainLines::default(),
+            has_marks: false,
+            has_marked_row: false,
             is_text: false,
         }
     }
@@ -90,11 +96,31 @@ impl QuoteScan {
         }
     }
 
+    /// Adds a text up to the end of the first row that [decides](Self::is_decided).
+    pub(super) fn add_undecided(&mut self, bytes: &[u8]) {
+        for byte in bytes.chunks(1) {
+            if self.is_decided() {
+                return;
+            }
+            self.add(byte);
+        }
+    }
+
     /// Returns true if marks quote cells in a text that is complete.
-    pub(super) fn finish(mut self) -> bool {
+    pub(super) fn finish(&mut self) -> bool {
         // The last line may have no end.
         self.add(b"\n");
         self.position == Position::CellStart && self.is_quoted_so_far()
+    }
+
+    /// Returns true if a cell begins with a mark.
+    pub(super) fn has_marks(&self) -> bool {
+        self.has_marks
+    }
+
+    /// Returns true if marks are text, or if a complete row below the header shows what they are.
+    pub(super) fn is_decided(&self) -> bool {
+        self.is_text || self.has_marked_row
     }
 
     /// Returns true if marks quote cells in a text that may continue.
@@ -110,6 +136,7 @@ impl QuoteScan {
         self.position = match (self.position, byte) {
             (Position::CellStart | Position::Mark, b'"') => {
                 self.cell.doubled |= self.position == Position::Mark;
+                self.has_marks = true;
                 Position::Quoted
             }
             (Position::Quoted, b'"') => Position::Mark,
@@ -149,6 +176,7 @@ impl QuoteScan {
     }
 
     fn end_row(&mut self) {
+        self.has_marked_row |= self.has_marks && !self.in_header;
         self.in_header = false;
         self.column = 0;
     }
