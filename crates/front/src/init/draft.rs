@@ -5,7 +5,7 @@ use sepal_data::{Dialect, LabelKind};
 
 /// Number of passes over the rows, within the limits on steps.
 const PASSES: usize = 3;
-/// Maximum number of steps, as in pipelines/sst2-deep.yaml: ten minutes or more on two processors.
+/// Maximum number of steps: ten minutes or more on two processors with SmolLM2-135M.
 const MOST_STEPS: usize = 300;
 const LEAST_STEPS: usize = 100;
 /// Maximum number of passes over few rows.
