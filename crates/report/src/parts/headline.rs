@@ -69,7 +69,7 @@ pub(crate) fn html(run: &Run) -> String {
         name: text::cut(&manifest.name, 80),
         id: text::cut(&run.id(), 120),
         task: task(run),
-        model: text::cut(&manifest.model.source, 160),
+        model: text::cut(model_name(&manifest.model.source), 160),
         state: state(run),
         started: text::moment(&manifest.started),
         stamp: manifest.started.clone(),
@@ -78,6 +78,18 @@ pub(crate) fn html(run: &Run) -> String {
         facts: facts(run),
         notices: notices(run),
     })
+}
+
+/// Name of a model's source for a title: that of its file or folder, or the repository of the hub.
+fn model_name(source: &str) -> &str {
+    if source.starts_with("hub:") && source.matches('/').count() < 2 {
+        return source;
+    }
+    let (path, _) = source.split_once("#sha256=").unwrap_or((source, ""));
+    let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or(path);
+    // In `x.gguf.part{0..3}`, the last extension numbers the parts of the file.
+    let of_part = name.split_once('{').filter(|(_, range)| source.starts_with("pypi:") && range.contains(".."));
+    of_part.and_then(|(before, _)| before.rsplit_once('.')).map_or(name, |(whole, _)| whole)
 }
 
 /// Names of the task and the tuning modes in the pipeline.
@@ -198,6 +210,21 @@ mod tests {
             ("tuning.1.with.r", false),
         ] {
             assert_eq!(is_mode(key), expected, "{key}");
+        }
+    }
+
+    #[test]
+    fn model_has_the_name_of_its_file_or_repository() {
+        for (source, expected) in [
+            ("hub:a/b@v1", "hub:a/b@v1"),
+            ("hub:a/b/c/d.gguf", "d.gguf"),
+            ("pypi:a==1/b/c.gguf#sha256=00", "c.gguf"),
+            ("pypi:a{1..2}==1/b{1..2}/c.gguf.part{0..1}#sha256=00", "c.gguf"),
+            ("pypi:a==1/c-{1..2}", "c-{1..2}"),
+            ("/home/me/models/tiny/", "tiny"),
+            ("a#b", "a#b"),
+        ] {
+            assert_eq!(model_name(source), expected);
         }
     }
 }
