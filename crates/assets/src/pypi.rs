@@ -85,7 +85,7 @@ impl Assets {
             .output()
             .map_err(|source| FetchError::Python { python: python.clone(), source })?;
         if !output.status.success() {
-            let message = tail(&String::from_utf8_lossy(&output.stderr));
+            let message = failure(&String::from_utf8_lossy(&output.stderr));
             let stderr = if message.is_empty() { format!("it ended with {}", output.status) } else { message };
             return Err(FetchError::Pip { package, stderr });
         }
@@ -136,11 +136,22 @@ fn normalized(name: &str) -> String {
     words.join("-").to_ascii_lowercase()
 }
 
-/// Last lines that are not blank.
-fn tail(text: &str) -> String {
+/// What pip says about a failure: that its index does not answer, else its errors, else its last lines.
+fn failure(stderr: &str) -> String {
     const LINES: usize = 6;
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    lines[lines.len().saturating_sub(LINES)..].join("; ")
+    let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let errors: Vec<&str> = lines.iter().filter_map(|line| line.strip_prefix("ERROR: ")).collect();
+    let retry = lines.iter().rfind(|line| line.starts_with("WARNING: Retrying"));
+    match retry.and_then(|line| line.split_once("connection broken by ")) {
+        // An index that does not answer has no versions, too.
+        Some((_, cause))
+            if errors.iter().all(|error| !error.contains("from versions: ") || error.contains("versions: none")) =>
+        {
+            format!("the package index does not answer: {cause}")
+        }
+        _ if errors.is_empty() => lines[lines.len().saturating_sub(LINES)..].join("; "),
+        _ => errors.join("; "),
+    }
 }
 
 #[cfg(all(test, unix))]
@@ -340,6 +351,21 @@ mod tests {
             }
         });
         assert_eq!(fixture.calls(), 1);
+    }
+
+    #[test]
+    fn failure_of_pip_is_short() {
+        let retry = "WARNING: Retrying (Retry(total=0)) after connection broken by 'Connection refused': /simple/\n";
+        let none = "ERROR: Could not find a version that satisfies a==1 (from versions: none)\nERROR: No matching distribution\n";
+        let cause = "the package index does not answer: 'Connection refused': /simple/";
+        assert_eq!(failure(&format!("{retry}{retry}{none}")), cause);
+        let other = "ERROR: Could not find a version that satisfies a==1 (from versions: 2)";
+        assert_eq!(failure(&format!("{retry}{other}")), &other["ERROR: ".len()..]);
+        assert_eq!(
+            failure(none),
+            "Could not find a version that satisfies a==1 (from versions: none); No matching distribution"
+        );
+        assert_eq!(failure("1\n2\n\n3\n4\n5\n6\n7\n"), "2; 3; 4; 5; 6; 7");
     }
 
     #[test]
