@@ -75,6 +75,6 @@ mod tests {
     #[test]
     fn disk_space_below_the_limits_is_a_warning_or_a_problem() {
         let state = |free| judge_space(free, Path::new("/cache")).state;
-        assert_eq!([state(9_000_000_000), state(500_000_000), state(1)], [State::Ok, State::Warning, State::Problem]);
+        assert_eq!([state(9_000_000_000), state(900_000_000), state(1)], [State::Ok, State::Warning, State::Problem]);
     }
 }
