@@ -136,7 +136,7 @@ fn normalized(name: &str) -> String {
     words.join("-").to_ascii_lowercase()
 }
 
-/// What pip says about a failure: that its index does not answer, else its errors, else its last lines.
+/// Reason of pip's failure: that its index does not answer, else its errors, else its last lines.
 fn failure(stderr: &str) -> String {
     const LINES: usize = 6;
     let lines: Vec<&str> = stderr.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
