@@ -7,6 +7,7 @@ use clap::Args as ClapArgs;
 use super::rows::LabelledArgs;
 
 #[derive(Debug, ClapArgs)]
+#[command(override_usage = "sepal calibrate [OPTIONS] <RUN> --data <SOURCE>...")]
 pub struct CalibrateArgs {
     /// Folder of the run
     pub run: PathBuf,

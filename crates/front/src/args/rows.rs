@@ -109,6 +109,8 @@ pub struct PredictArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+// `--data` takes all values after it, so the run comes first.
+#[command(override_usage = "sepal evaluate [OPTIONS] <RUN> --data <SOURCE>...")]
 pub struct EvaluateArgs {
     /// Folder of the run
     pub run: PathBuf,
