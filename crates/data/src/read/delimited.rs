@@ -20,8 +20,8 @@ use quoting::QuoteScan;
 use records::{Record, Records};
 use stream::QuotedStream;
 
-/// Number of bytes at the start of a file that are searched for its delimiter, or of a stream that are searched for the end of a
-/// row with quoted cells.
+/// Number of bytes that are searched: at the start of a file for its delimiter, in a stream for the end of its first row with a
+/// quotation mark at the start of a cell.
 const PEEK_BYTES: usize = 1 << 16;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
