@@ -9,17 +9,16 @@ use crate::args::CalibrateArgs;
 use crate::console::Console;
 use crate::interrupt::stop_on_interrupt;
 use crate::output::{Failure, print, print_progress};
-use crate::predict::{labelled_source, labelled_spec};
+use crate::predict::labelled_rows;
 
 pub(crate) fn calibrate(registry: &Registry, args: &CalibrateArgs) -> Result<(), Failure> {
     let stop = stop_on_interrupt("stopping after this batch; the run stays as it was")?;
     let mut console = Console::default();
-    let spec = labelled_spec(registry, &args.run, &args.labelled)?;
+    let (spec, rows) = labelled_rows(registry, &args.run, &args.labelled, &mut console, &stop)?;
     let classifier = Classifier::open(&spec, &args.run, registry, &mut console, &stop)?;
-    let labelled = labelled_source(&classifier, &args.labelled, &spec.data.rows)?;
     let fits =
         CalibrateSpec { temperature: !args.no_temperature, thresholds: args.thresholds.then_some(ThresholdGoal::F1) };
-    let (calibration, warnings) = classifier.calibrate(fits, &labelled, &mut console, &stop)?;
+    let (calibration, warnings) = classifier.calibrate(fits, rows, &mut console, &stop)?;
     drop(console);
     for warning in warnings {
         print_progress(&format!("warning: {warning}"));

@@ -13,7 +13,7 @@ use sepal_data::{
     BadRowPolicy, Dialect, EncodedRow, Format, OutputSpec, Passthrough, PredictionRef, PredictionWriter, ReadError,
     RowSpec, RowStream, RowTexts, Rows, TableSpec, VALIDATION_SPLITS, WriteError,
 };
-use sepal_pipeline::{Classifier, ClassifierError, LabelledSource, Session, SharedBase};
+use sepal_pipeline::{Classifier, ClassifierError, LabelledSource, LabelledTable, Session, SharedBase};
 use sepal_plugin::{Prediction, Registry};
 use sepal_track::DataFacts;
 use serde_json::{Value, json};
@@ -188,11 +188,10 @@ fn tokenize(sessions: &[Session<'_>], chunk: &mut Rows, column: &str) -> Result<
 pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), Failure> {
     let stop = stop_on_interrupt("stopping after this batch; nothing is written")?;
     let mut console = Console::default();
-    let spec = labelled_spec(registry, &args.run, &args.labelled)?;
+    let (spec, rows) = labelled_rows(registry, &args.run, &args.labelled, &mut console, &stop)?;
     let classifier = Classifier::open(&spec, &args.run, registry, &mut console, &stop)?;
     check_abstaining(args.abstain_below, &classifier.manifest().name, classifier.task())?;
-    let labelled = labelled_source(&classifier, &args.labelled, &spec.data.rows)?;
-    let evaluation = classifier.evaluate(&labelled, &mut console, &stop)?;
+    let evaluation = classifier.evaluate(rows, &mut console, &stop)?;
     drop(console);
     if let Some(path) = &args.predictions {
         sepal_track::write_atomic(path, &evaluation.predictions)?;
@@ -215,15 +214,31 @@ pub(crate) fn evaluate(registry: &Registry, args: &EvaluateArgs) -> Result<(), F
     print(&lines.join("\n"))
 }
 
+/// Reads the pipeline of the run with the command line applied, and the labelled rows: their errors are reported before the
+/// model is loaded.
+pub(crate) fn labelled_rows(
+    registry: &Registry,
+    run: &Path,
+    args: &LabelledArgs,
+    console: &mut Console,
+    stop: &AtomicBool,
+) -> Result<(Spec, LabelledTable), Failure> {
+    let set = Layers::values_of_sets(&args.rows.set)?;
+    refuse_set(&set, &[("delimiter", "`--delimiter` names it"), ("encoding", "`--encoding` names it")])?;
+    let spec = trained_spec(registry, run, &args.rows.set)?;
+    let facts = runs::manifest(run)?.data;
+    let rows = labelled_source(&facts, args, &spec.data.rows, &set)?.read(console, stop)?;
+    Ok((spec, rows))
+}
+
 /// Labelled rows, with the columns of the run where the command line names none. Of the filter `where` of `rows`, columns that
 /// the command line does not set are of the training rows only.
-pub(crate) fn labelled_source<'a>(
-    classifier: &Classifier,
+fn labelled_source<'a>(
+    facts: &DataFacts,
     args: &'a LabelledArgs,
     rows: &RowsSpec,
+    set: &Value,
 ) -> Result<LabelledSource<'a>, Failure> {
-    let facts = &classifier.manifest().data;
-    let set = Layers::values_of_sets(&args.rows.set)?;
     let filter = rows.filter.iter().filter(|(column, _)| set["data"][WHERE].get(column.as_str()).is_some());
     let columns = TableSpec {
         path: PathBuf::new(),
@@ -273,13 +288,6 @@ fn refuse_set(values: &Value, keys: &[(&str, &str)]) -> Result<(), Failure> {
         Some((key, reason)) => Err(format!("set data.{key}: {reason}; remove the setting").into()),
         None => Ok(()),
     }
-}
-
-/// Reads the pipeline of the run, as [`trained_spec`], for labelled rows of a file.
-pub(crate) fn labelled_spec(registry: &Registry, run: &Path, args: &LabelledArgs) -> Result<Spec, Failure> {
-    let set = Layers::values_of_sets(&args.rows.set)?;
-    refuse_set(&set, &[("delimiter", "`--delimiter` names it"), ("encoding", "`--encoding` names it")])?;
-    trained_spec(registry, run, &args.rows.set)
 }
 
 /// Reads the pipeline of the run with the environment and the command line applied.

@@ -1,6 +1,6 @@
 //! Several runs on the command line, with unique names.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sepal_track::Manifest;
 
@@ -18,11 +18,7 @@ pub(crate) struct NamedRun {
 pub(crate) fn named(args: &[RunArg]) -> Result<Vec<NamedRun>, Failure> {
     let mut runs: Vec<NamedRun> = Vec::with_capacity(args.len());
     for RunArg { name, folder } in args {
-        if folder.is_file() {
-            let folder = folder.display();
-            return Err(format!("read the run {folder}: it is a file; options such as --input name other files").into());
-        }
-        let manifest = Manifest::read(folder)?;
+        let manifest = manifest(folder)?;
         let name = name.clone().unwrap_or_else(|| manifest.name.clone());
         if let Some(other) = runs.iter().find(|other| other.name == name) {
             let (first, second) = (other.folder.display(), folder.display());
@@ -35,4 +31,13 @@ pub(crate) fn named(args: &[RunArg]) -> Result<Vec<NamedRun>, Failure> {
         runs.push(NamedRun { name, folder: folder.clone(), manifest });
     }
     Ok(runs)
+}
+
+/// Reads the manifest of a run in a folder.
+pub(crate) fn manifest(folder: &Path) -> Result<Manifest, Failure> {
+    if folder.is_file() {
+        let folder = folder.display();
+        return Err(format!("read the run {folder}: it is a file; options such as --input name other files").into());
+    }
+    Ok(Manifest::read(folder)?)
 }

@@ -6,7 +6,6 @@ use std::thread::{Builder, JoinHandle};
 use sepal_core::TokenBatch;
 
 use crate::shuffle::{generator, shuffle};
-use crate::suggest::Remedy;
 use crate::{Labels, TokenTable};
 
 /// Size and order of batches.
@@ -234,13 +233,6 @@ pub enum LoaderError {
     AllDropped { rows: usize, batch_size: usize },
 }
 
-impl LoaderError {
-    /// Returns the setting that would settle the error, if one is known.
-    pub fn remedy(&self) -> Option<Remedy> {
-        matches!(self, Self::AllDropped { .. }).then_some(Remedy::SmallerBatches)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -274,7 +266,6 @@ mod tests {
         let config = LoaderConfig { batch_size: 4, drop_last: true, ..LoaderConfig::default() };
         let error = loader(3, config).expect_err("nothing left");
         assert_eq!(error, LoaderError::AllDropped { rows: 3, batch_size: 4 });
-        assert_eq!(Remedy::find(&error), Some(Remedy::SmallerBatches));
         let empty = LoaderConfig { batch_size: 0, ..config };
         assert_eq!(loader(3, empty).expect_err("no rows"), LoaderError::EmptyBatches);
         let tokens = loader(4, config).expect("a loader").shared.tokens.clone();

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::error::Error;
 
-use crate::{Format, LabelError, LoaderError, ReadError};
+use crate::{Format, LabelError, ReadError};
 
 /// Setting that would settle an error. The layer that reads settings knows their names in a file or on a command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,8 +17,8 @@ pub enum Remedy {
     Format(Format),
     /// Leaving out rows without a text or label.
     SkipEmpty,
-    /// Batches of fewer rows, or a last batch that need not be full.
-    SmallerBatches,
+    /// Names of columns that the file has.
+    Columns,
 }
 
 impl Remedy {
@@ -26,8 +26,7 @@ impl Remedy {
     pub fn find(error: &(dyn Error + 'static)) -> Option<Self> {
         std::iter::successors(Some(error), |&error| error.source()).find_map(|error| {
             let read = error.downcast_ref::<ReadError>().and_then(ReadError::remedy);
-            let label = || error.downcast_ref::<LabelError>().and_then(LabelError::remedy);
-            read.or_else(label).or_else(|| error.downcast_ref::<LoaderError>().and_then(LoaderError::remedy))
+            read.or_else(|| error.downcast_ref::<LabelError>().and_then(LabelError::remedy))
         })
     }
 }

@@ -68,8 +68,12 @@ pub fn hint(remedy: Remedy) -> Option<String> {
         Remedy::Delimiter(delimiter) => ("delimiter", format!("`{delimiter}`")),
         Remedy::Encoding => ("encoding", "that of the file, such as windows-1252".to_owned()),
         Remedy::Format(format) => ("format", format!("`{format}`")),
-        Remedy::SmallerBatches => {
-            return Some("use a smaller `loader.batch_size`, or `loader.drop_last: false`".to_owned());
+        Remedy::Columns => {
+            return Some(
+                "--text, --text-pair and --label name columns, or `data.text`, `data.text_pair`, `data.label`, `data.options` and \
+                 `data.where` in a pipeline file"
+                    .to_owned(),
+            );
         }
         Remedy::SkipEmpty => {
             return Some(

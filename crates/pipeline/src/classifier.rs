@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use sepal_assets::{Assets, Kind, Source, Sources};
+use sepal_assets::{Assets, Source};
 use sepal_config::Spec;
 use sepal_config::spec::CalibrateSpec;
 use sepal_core::{Labels, Task};
@@ -16,7 +16,7 @@ use sepal_data::{
 use sepal_metrics::Covered;
 use sepal_model::{BlocksSession, Model, Repeatable, without_liars};
 use sepal_plugin::{Phase, Prediction, Registry};
-use sepal_prepare::{Fetcher, WithoutSplits, check_windows, read_split, watched};
+use sepal_prepare::{Fetcher, WithoutSplits, check_windows, read_split};
 use sepal_tokenize::{Truncation, TruncationSide, Windows};
 use sepal_track::{Calibration, EvaluationRecord, Manifest};
 use sepal_train::{Split, evaluate, headline};
@@ -28,6 +28,7 @@ use crate::data::{calibration_batch, predictions_file};
 use crate::error::{AdapterError, AssembleError, BoxError, CalibrateError, ClassifierError, DataError};
 use crate::formats::OtherFormats;
 use crate::frozen_model::{BuiltHead, FrozenModel, assemble};
+use crate::labelled::{LabelledTable, skipped_without, unusable};
 use crate::progress::{Observer, TrainEvents};
 use crate::run::set_threads;
 use crate::shared_base::{SharedBase, on_shared_server};
@@ -74,17 +75,6 @@ impl Evaluation {
         let (confidences, correct): (Vec<f64>, Vec<bool>) = self.outcomes.iter().copied().unzip();
         sepal_metrics::covered(&confidences, &correct, abstain_below).ok()
     }
-}
-
-/// Labelled rows at a source.
-#[derive(Debug, Clone)]
-pub struct LabelledSource<'a> {
-    /// Sources of the rows, the preferred one first.
-    pub sources: Sources,
-    /// Columns of the rows; the path is that of the source.
-    pub columns: TableSpec,
-    /// Names of splits. The first one that the source has is read.
-    pub splits: Vec<&'a str>,
 }
 
 /// Labelled rows with their predictions, as the head gives them.
@@ -251,15 +241,14 @@ impl Classifier {
     /// Predicts labelled rows and computes their metrics.
     ///
     /// # Errors
-    /// [`ClassifierError`] if the rows are not available or have other labels, or a prediction is NaN or infinite.
+    /// [`ClassifierError`] if the rows have other labels, or a prediction is NaN or infinite.
     pub fn evaluate(
         &self,
-        labelled: &LabelledSource<'_>,
+        rows: LabelledTable,
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<Evaluation, ClassifierError> {
-        let rows = self.labelled_rows(labelled, observer, stop)?;
-        let LabelledRows { table, labels, mut evaluation, .. } = rows;
+        let LabelledRows { table, labels, mut evaluation, .. } = self.labelled_rows(rows, observer, stop)?;
         let prediction = self.decisions.apply(std::mem::take(&mut evaluation.prediction));
         let metrics = self.model.head.metrics(&prediction, &labels).map_err(ClassifierError::Head)?;
         evaluation.record.metrics = metrics.into_iter().collect();
@@ -282,13 +271,13 @@ impl Classifier {
     pub fn calibrate(
         &self,
         spec: CalibrateSpec,
-        labelled: &LabelledSource<'_>,
+        rows: LabelledTable,
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<(Calibration, Vec<String>), ClassifierError> {
         let head = &*self.model.head;
         spec.check(head.task()).map_err(CalibrateError::from)?;
-        let LabelledRows { labels, source, evaluation, .. } = self.labelled_rows(labelled, observer, stop)?;
+        let LabelledRows { labels, source, evaluation, .. } = self.labelled_rows(rows, observer, stop)?;
         let Fit { calibration, warnings } = calibrate::fit(spec, head, &evaluation.prediction, &labels, &source)?;
         match calibration.is_empty() {
             true => Err(CalibrateError::Nothing { reasons: warnings }.into()),
@@ -298,16 +287,14 @@ impl Classifier {
 
     fn labelled_rows(
         &self,
-        LabelledSource { sources, columns, splits }: &LabelledSource<'_>,
+        LabelledTable { table, source, label }: LabelledTable,
         observer: &mut dyn Observer,
         stop: &AtomicBool,
     ) -> Result<LabelledRows, ClassifierError> {
-        let asset = Assets::from_env().fetch_first(sources, Kind::Dataset, &mut watched("data", observer, stop));
-        let asset = asset.map_err(DataError::Fetch)?;
-        let (table, labels, loader) = self.read_labelled(&asset.path, columns, splits, usize::MAX)?;
+        let (table, labels, loader) = self.with_labels(table, label.as_deref()).map_err(unusable)?;
         let rows = Split { loader: &loader, name: "labelled" };
         let evaluation = evaluate(&self.model, rows, self.manifest.steps, &mut TrainEvents(observer), stop)?;
-        Ok(LabelledRows { table, labels, source: asset.pinned().to_string(), evaluation })
+        Ok(LabelledRows { table, labels, source, evaluation })
     }
 
     /// Labelled rows of a file, at most `max_rows` of them, in its order.
@@ -317,33 +304,18 @@ impl Classifier {
         columns: &TableSpec,
         max_rows: usize,
     ) -> Result<Loader, ClassifierError> {
-        let (_, _, loader) = self.read_labelled(path, columns, &[], max_rows)?;
+        let mut table = read_split(path, columns, &[], WithoutSplits::All).map_err(unusable)?;
+        if table.len() > max_rows {
+            table = table.select(&(0..max_rows).collect::<Vec<_>>());
+        }
+        let (_, _, loader) = self.with_labels(table, skipped_without(columns)).map_err(unusable)?;
         Ok(loader)
     }
 
-    /// Reads labelled rows, at most `max_rows`, with their labels and a loader.
-    fn read_labelled(
-        &self,
-        path: &Path,
-        columns: &TableSpec,
-        splits: &[&str],
-        max_rows: usize,
-    ) -> Result<(Table, Labels, Loader), DataError> {
-        // A single split was asked for by name.
-        let without_splits = if splits.len() == 1 { WithoutSplits::Refuse } else { WithoutSplits::All };
-        let table = read_split(path, columns, splits, without_splits);
-        let table = table.map(|table| match table.len() {
-            len if len > max_rows => table.select(&(0..max_rows).collect::<Vec<_>>()),
-            _ => table,
-        });
-        let labelled = table.and_then(|table| self.with_labels(table, columns));
-        labelled.map_err(|source| DataError::Rows { split: "labelled", source })
-    }
-
-    /// Returns a table with its labels and a loader of its rows, without rows that lack a label if `columns` says so.
-    fn with_labels(&self, mut table: Table, columns: &TableSpec) -> Result<(Table, Labels, Loader), BoxError> {
+    /// Returns a table with its labels and a loader of its rows, without rows that lack a label in the column `label`.
+    fn with_labels(&self, mut table: Table, label: Option<&str>) -> Result<(Table, Labels, Loader), BoxError> {
         let (set, kind) = (self.label_set()?, self.task().kind());
-        if let Some(label) = columns.label.as_ref().filter(|_| columns.skip_empty) {
+        if let Some(label) = label {
             table = set.skip_unlabelled(table, label, kind)?;
         }
         let labels = set.labels_as(&table, kind)?;

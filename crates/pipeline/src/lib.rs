@@ -34,6 +34,7 @@ mod formats;
 mod frozen_blocks;
 mod frozen_model;
 mod initial_head;
+mod labelled;
 pub mod plan;
 mod portable;
 mod progress;
@@ -48,12 +49,13 @@ mod trained_prompts;
 
 pub use adopt::adopted;
 pub use audit::{Audit, AuditOptions, AuditResult};
-pub use classifier::{Classifier, Evaluation, LabelledSource, Session};
+pub use classifier::{Classifier, Evaluation, Session};
 pub use error::{
     AdapterError, AssembleError, AuditError, CalibrateError, ClassifierError, CountedRows, DataError, ModelError,
     RecordError, ResumeError, RowsError, RunError,
 };
 pub use frozen_blocks::FrozenBlocks;
+pub use labelled::{LabelledSource, LabelledTable};
 pub use portable::portable;
 pub use progress::{Event, Observer, Silent, Summary};
 pub use resume::{pipeline_of, unfinished_run};

@@ -1,7 +1,7 @@
 use std::error::Error;
 use std::path::PathBuf;
 
-use sepal_data::FolderError;
+use sepal_data::{FolderError, LoaderError};
 use sepal_tokenize::EncodeError;
 
 /// Cause of any type.
@@ -52,6 +52,9 @@ fn key_of(split: &str, source: &BoxError) -> &'static str {
     if too_many_windows(&**source).is_some() {
         return " (`data.long_texts.windows.max_windows`)";
     }
+    if matches!(source.downcast_ref(), Some(LoaderError::AllDropped { .. })) {
+        return " (a smaller `loader.batch_size`, or `loader.drop_last: false`, uses them)";
+    }
     let has_no_split = matches!(source.downcast_ref(), Some(FolderError::NoSplit { .. }));
     match split {
         "training" if has_no_split => " (`data.train`)",
@@ -92,6 +95,15 @@ mod tests {
         assert_eq!(error.to_string(), "read the training rows (`data.long_texts.windows.max_windows`)");
         assert_eq!(too_many_windows(&error), Some([9, 8]));
         assert_eq!(rows("no file".into()).to_string(), "read the training rows");
+    }
+
+    #[test]
+    fn rows_of_less_than_a_batch_name_its_keys() {
+        let source = LoaderError::AllDropped { rows: 3, batch_size: 8 }.into();
+        let error = DataError::Rows { split: "training", source };
+        let expected =
+            "read the training rows (a smaller `loader.batch_size`, or `loader.drop_last: false`, uses them)";
+        assert_eq!(error.to_string(), expected);
     }
 
     #[test]

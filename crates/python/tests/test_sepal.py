@@ -56,6 +56,11 @@ class Training(InFolder):
         table = predictions.to_pandas()
         self.assertEqual(list(table.columns), ["label", "probability_bad", "probability_good"])
 
+    def test_empty_text_is_refused_by_its_index(self):
+        run = self.train(overrides={"train.max_steps": 1})
+        with self.assertRaisesRegex(ValueError, r"texts\[1\] is empty"):
+            run.predict(["good", ""])
+
     def test_tables_of_every_kind_are_the_same_rows(self):
         columns = self.rows["train"]
         kinds = {

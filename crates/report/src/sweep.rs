@@ -101,7 +101,13 @@ impl Sweep {
         groups
     }
 
-    /// Best run of the group with the best mean.
+    /// Number of settings whose mean is the best one.
+    pub fn n_best_settings(&self) -> usize {
+        let means: Vec<f64> = self.groups().iter().filter_map(|group| Some(group.statistics?.mean)).collect();
+        means.iter().take_while(|&mean| Some(mean) == means.first()).count()
+    }
+
+    /// Best run of the first of the settings with the best mean.
     pub fn best(&self) -> Option<usize> {
         let group = self.groups().into_iter().next()?;
         let best = group.statistics?.best;
@@ -162,11 +168,12 @@ fn groups(sweep: &Sweep) -> Vec<String> {
     let mut table = Table::new(caption, &head);
     let groups = sweep.groups();
     let shown = |value: f64| text::metric(metric, value);
+    let n_best = sweep.n_best_settings();
     let row = |(i, group): (usize, &Group)| {
         let statistics = group.statistics;
         let value = |value: Option<f64>| Cell::number(text::or_missing(value, shown));
         let mean = value(statistics.map(|found| found.mean));
-        let is_best = i == 0 && statistics.is_some();
+        let is_best = i < n_best;
         let mean = if is_best { Cell { class: "n best", ..Cell::number(format!("★ {}", mean.text)) } } else { mean };
         let finished = statistics.map_or(0, |found| found.n);
         let runs = match group.runs.len() {

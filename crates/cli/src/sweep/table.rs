@@ -26,7 +26,11 @@ pub(super) fn text(summary: &SweepSummary) -> String {
         lines.push(table.text().to_owned());
     }
     if let (Some(best), Some(run)) = (&summary.best, results.best()) {
-        lines.push(format!("best run    {}", results.record.runs[run].label()));
+        let first = match results.n_best_settings() {
+            0 | 1 => String::new(),
+            tied => format!(" (the first of {tied} settings with the best mean)"),
+        };
+        lines.push(format!("best run    {}{first}", results.record.runs[run].label()));
         lines.push(format!("pipeline    {}", best.display()));
     }
     lines.push(format!("time        {}", clock(results.record.seconds)));

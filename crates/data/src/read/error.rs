@@ -106,7 +106,9 @@ impl ReadError {
     /// Returns the setting that would settle the error, if one is known.
     pub fn remedy(&self) -> Option<Remedy> {
         match self {
-            Self::MissingColumn { column, columns, .. } => delimiter_remedy_for(columns, column),
+            Self::MissingColumn { column, columns, .. } => {
+                delimiter_remedy_for(columns, column).or(Some(Remedy::Columns))
+            }
             Self::NoText { columns, .. } => delimiter_remedy(columns),
             Self::Corrupt { source, .. } => source.downcast_ref::<LineError>()?.remedy,
             Self::BadRow(bad) => bad.problem.is_absence().then_some(Remedy::SkipEmpty),

@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use sepal_config::{Spec, Sweep};
 use sepal_core::in_one_line;
-use sepal_data::Remedy;
 use sepal_plugin::Registry;
 use sepal_track::{MemberRecord, MemberState, SweepRecord};
 use sepal_train::Pause;
@@ -153,21 +152,10 @@ impl<'a> Members<'a> {
     }
 }
 
-/// Text of a run's error, with the keys that help if there is no full batch.
-fn failure(error: &RunError) -> String {
-    let text = in_one_line(error);
-    match Remedy::find(error) {
-        Some(Remedy::SmallerBatches) => {
-            format!("{text}; use a smaller `loader.batch_size`, or `loader.drop_last: false`")
-        }
-        _ => text,
-    }
-}
-
 /// Records the end of a run's work.
 fn settle(record: &mut MemberRecord, result: Result<Summary, RunError>) {
     match result {
-        Err(error) => (record.state, record.error) = (MemberState::Failed, Some(failure(&error))),
+        Err(error) => (record.state, record.error) = (MemberState::Failed, Some(in_one_line(&error))),
         Ok(Summary { paused: Some(measured), .. }) => {
             record.state = MemberState::Paused;
             record.measured.push(measured);

@@ -79,6 +79,9 @@ class Classifier:
         ``pairs`` holds the second text of each row, ``options`` its options, for tasks that need them.
         """
         texts = listed_texts(texts, "texts")
+        for index, text in enumerate(texts):
+            if not text:
+                raise ValueError(f"texts[{index}] is empty, and an empty text has no label; leave it out")
         second = None if pairs is None else listed_texts(pairs, "pairs")
         rows = None if options is None else listed_values(options, "options", "lists of texts")
         for values, name in ((second, "pairs"), (rows, "options")):

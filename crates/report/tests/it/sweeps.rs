@@ -76,6 +76,21 @@ fn groups_hold_the_statistics_over_seeds_with_the_best_mean_first() {
 }
 
 #[test]
+fn settings_with_the_same_best_mean_are_all_marked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut record = sweep(folder.path()).record;
+    record.runs.push(member(folder.path(), "006", "0.5", 0, Some(0.8125)));
+    record.save(folder.path()).expect("written");
+    let sweep = Sweep::read(folder.path()).expect("a sweep");
+    assert_eq!((sweep.n_best_settings(), sweep.best()), (2, Some(2)));
+    let html = parse(&sweep_page(&sweep));
+    for (settings, mean) in [("0.3", "★ 81.25 %"), ("0.5", "★ 81.25 %"), ("0.1", "62.50 %")] {
+        let cells = row(&html, "Accuracy of the finished runs", &format!("optimizer.with.lr {settings}"));
+        assert_eq!(cells[2], mean, "{settings}");
+    }
+}
+
+#[test]
 fn page_of_a_sweep_shows_groups_runs_and_failures() {
     let folder = tempfile::tempdir().expect("a folder");
     let page = sweep_page(&sweep(folder.path()));
