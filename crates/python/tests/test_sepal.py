@@ -5,6 +5,7 @@ SEPAL_TEST_GOLDENS names the folder with the tiny models.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,6 +61,13 @@ class Training(InFolder):
         run = self.train(overrides={"train.max_steps": 1})
         with self.assertRaisesRegex(ValueError, r"texts\[1\] is empty"):
             run.predict(["good", ""])
+
+    def test_tables_without_rows_are_refused_by_name(self):
+        empty = {"text": [], "label": []}
+        for table in ([], empty, pandas.DataFrame(empty), pyarrow.table({"text": pyarrow.array([], pyarrow.string())})):
+            for data, name in ((table, "data"), ({"train": self.rows["train"], "validation": table}, "data['validation']")):
+                with self.assertRaisesRegex(ValueError, re.escape(f"{name} has no rows")):
+                    sepal.train(self.pipeline, data, progress=False)
 
     def test_tables_of_every_kind_are_the_same_rows(self):
         columns = self.rows["train"]

@@ -28,6 +28,18 @@ impl Axis {
         Self::linear((low / step).floor() * step, (high / step).ceil() * step, step)
     }
 
+    /// The same axis for shares in percent: it ends at 0 and 100 if the numbers do.
+    pub(crate) fn of_percent(low: f64, high: f64) -> Self {
+        let (from, to) = widened(low, high);
+        let step = step(from, to, 4.0);
+        let (from, to) = ((from / step).floor() * step, (to / step).ceil() * step);
+        Self::linear(
+            if low >= 0.0 { from.max(0.0) } else { from },
+            if high <= 100.0 { to.min(100.0) } else { to },
+            step,
+        )
+    }
+
     /// Axis that ends at the highest number.
     pub(crate) fn exact(low: f64, high: f64) -> Self {
         let (low, high) = widened(low, high);
@@ -128,6 +140,14 @@ mod tests {
             }
         }
         assert!(Axis::powers(5e-324, f64::MAX).ticks.len() <= 21);
+    }
+
+    #[test]
+    fn axes_of_percent_end_at_0_and_100() {
+        assert_eq!(labels(&Axis::of_percent(100.0, 100.0)), ["90", "95", "100"]);
+        assert_eq!(labels(&Axis::of_percent(0.0, 0.0)), ["0", "0.5", "1.0"]);
+        assert_eq!(Axis::of_percent(81.0, 97.0), Axis::enclosing(81.0, 97.0));
+        assert_eq!(Axis::of_percent(-3.0, 130.0), Axis::enclosing(-3.0, 130.0));
     }
 
     #[test]

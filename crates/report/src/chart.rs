@@ -6,6 +6,9 @@ use crate::axis::Axis;
 use crate::curve::{Point, SMOOTHED_FROM, half_life, smooth, thin};
 use crate::text;
 
+/// Unit of shares.
+pub(crate) const PERCENT: &str = " %";
+
 #[derive(Debug, Clone)]
 pub(crate) struct Series {
     /// Name for the legend and the readout.
@@ -141,7 +144,8 @@ impl Chart {
         }
         let limits = self.series.iter().filter(|series| series.style == Style::Limit).map(|series| series.points[0].1);
         let high = limits.filter(|limit| *limit < high * 3.0).fold(high, f64::max);
-        Axis::enclosing(if self.from_zero { low.min(0.0) } else { low }, high)
+        let low = if self.from_zero { low.min(0.0) } else { low };
+        if self.unit == PERCENT { Axis::of_percent(low, high) } else { Axis::enclosing(low, high) }
     }
 
     /// Text description for screen readers.

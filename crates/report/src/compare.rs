@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sepal_track::{EvaluationRecord, StepRecord};
 
-use crate::chart::{Chart, Series, Style, legend};
+use crate::chart::{Chart, PERCENT, Series, Style, legend};
 use crate::curve::{Point, SMOOTHED_FROM, half_life, smooth};
 use crate::page::{Section, missing, multiples, page, paragraph, render};
 use crate::parts::headline::{State, state};
@@ -244,7 +244,7 @@ fn lines(runs: &[Run], style: Style, points: impl Fn(&Run) -> Vec<Point>) -> Vec
 }
 
 fn percent(chart: Chart) -> Chart {
-    Chart { unit: " %", title: format!("{}, %", chart.title), ..chart }
+    Chart { unit: PERCENT, title: format!("{}, %", chart.title), ..chart }
 }
 
 fn training(runs: &[Run], id: &str, title: &str, value: fn(&StepRecord) -> f64) -> Chart {

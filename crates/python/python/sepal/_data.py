@@ -82,6 +82,7 @@ def _write(table: Any, folder: Path, name: str) -> str:
         for index, row in enumerate(table):
             if not isinstance(row, Mapping):
                 raise TypeError(f"row {index} of {name} is {type(row).__name__}; give a dict for each row")
+        _check_rows(len(table), name)
         lines = [json.dumps(dict(row), default=plain, ensure_ascii=False) + "\n" for row in table]
         return _store("".join(lines).encode(), folder, "jsonl")
     return _store(_arrow_file(table, name), folder, "arrow")
@@ -98,10 +99,16 @@ def _arrow_file(table: Any, name: str) -> bytes:
         found = _arrow_table(pyarrow, table, name).unify_dictionaries()
     except pyarrow.ArrowException as error:
         raise ValueError(f"{_faulty_column(pyarrow, table, name)} cannot be written as a table: {error}") from error
+    _check_rows(found.num_rows, name)
     sink = io.BytesIO()
     with pyarrow.ipc.new_file(sink, found.schema) as writer:
         writer.write_table(found)
     return sink.getvalue()
+
+
+def _check_rows(rows: int, name: str) -> None:
+    if rows == 0:
+        raise ValueError(f"{name} has no rows")
 
 
 def _faulty_column(pyarrow: Any, table: Any, name: str) -> str:

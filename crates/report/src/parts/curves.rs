@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use sepal_track::{EvaluationRecord, StepRecord};
 
-use crate::chart::{Chart, Series, Style};
+use crate::chart::{Chart, PERCENT, Series, Style};
 use crate::curve::Point;
 use crate::page::{Section, missing, side_by_side};
 use crate::read::Run;
@@ -44,7 +44,7 @@ fn accuracy(run: &Run) -> Chart {
     let shown = known || run.history.evaluations.len() > 1;
     let series = if shown { series } else { Vec::new() };
     let note = if known { "% of rows" } else { "validation, % of rows" };
-    Chart { unit: " %", note: note.into(), from_zero: false, ..Chart::new("accuracy", "Accuracy", series) }
+    Chart { unit: PERCENT, note: note.into(), from_zero: false, ..Chart::new("accuracy", "Accuracy", series) }
 }
 
 /// Charts of metrics of several evaluations: metrics between -1 and 1 share a chart, others have their own.
