@@ -67,7 +67,7 @@ class Training(InFolder):
         for table in ([], empty, pandas.DataFrame(empty), pyarrow.table({"text": pyarrow.array([], pyarrow.string())})):
             for data, name in ((table, "data"), ({"train": self.rows["train"], "validation": table}, "data['validation']")):
                 with self.assertRaisesRegex(ValueError, re.escape(f"{name} has no rows")):
-                    sepal.train(self.pipeline, data, progress=False)
+                    sepal.train(self.pipeline, data, overrides={"evaluate.every": "never"}, progress=False)
 
     def test_tables_of_every_kind_are_the_same_rows(self):
         columns = self.rows["train"]
