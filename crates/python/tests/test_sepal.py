@@ -65,7 +65,8 @@ class Training(InFolder):
     def test_tables_without_rows_are_refused_by_name(self):
         empty = {"text": [], "label": []}
         for table in ([], empty, pandas.DataFrame(empty), pyarrow.table({"text": pyarrow.array([], pyarrow.string())})):
-            for data, name in ((table, "data"), ({"train": self.rows["train"], "validation": table}, "data['validation']")):
+            splits = {"train": self.rows["train"], "validation": table}
+            for data, name in ((table, "data"), (splits, "data['validation']")):
                 with self.assertRaisesRegex(ValueError, re.escape(f"{name} has no rows")):
                     sepal.train(self.pipeline, data, overrides={"evaluate.every": "never"}, progress=False)
 
