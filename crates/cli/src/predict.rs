@@ -15,7 +15,7 @@ use sepal_data::{
 };
 use sepal_pipeline::{Classifier, ClassifierError, LabelledSource, LabelledTable, Session, SharedBase};
 use sepal_plugin::{Prediction, Registry};
-use sepal_track::DataFacts;
+use sepal_track::{DataFacts, Manifest};
 use serde_json::{Value, json};
 
 use crate::abstain::check_abstaining;
@@ -39,7 +39,7 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
     let runs = runs::named(&args.runs)?;
     check_output(args)?;
     let facts = shared_facts(&runs)?;
-    refuse_set(&Layers::values_of_sets(&args.rows.set)?, &[(WHERE, ALL_ROWS), ("skip_empty", ALL_ROWS)])?;
+    effective_sets(&args.rows.set, &[(WHERE, ALL_ROWS), ("skip_empty", ALL_ROWS)])?;
     let specs = runs.iter().map(|run| trained_spec(registry, &run.folder, &args.rows.set));
     let specs = specs.collect::<Result<Vec<_>, _>>()?;
     let trained = specs.first().map_or_else(Dialect::default, |spec| spec.data.rows.dialect());
@@ -223,10 +223,10 @@ pub(crate) fn labelled_rows(
     console: &mut Console,
     stop: &AtomicBool,
 ) -> Result<(Spec, LabelledTable), Failure> {
-    let set = Layers::values_of_sets(&args.rows.set)?;
-    refuse_set(&set, &[("delimiter", "`--delimiter` names it"), ("encoding", "`--encoding` names it")])?;
+    let keys = [("delimiter", "`--delimiter` names it"), ("encoding", "`--encoding` names it")];
+    let set = effective_sets(&args.rows.set, &keys)?;
     let spec = trained_spec(registry, run, &args.rows.set)?;
-    let facts = runs::manifest(run)?.data;
+    let facts = Manifest::read(run)?.data;
     let rows = labelled_source(&facts, args, &spec.data.rows, &set)?.read(console, stop)?;
     Ok((spec, rows))
 }
@@ -282,17 +282,18 @@ const ALL_ROWS: &str = "predictions are of all rows that have a text";
 const OTHER_ROWS: &str = "the rows are those of the command line";
 const FORM_OF_RUN: &str = "the rows have the form of those of the training";
 
-/// Refuses keys of `data`, each with the reason why it has no effect, among the values of `--set`.
-fn refuse_set(values: &Value, keys: &[(&str, &str)]) -> Result<(), Failure> {
-    match keys.iter().find(|(key, _)| values["data"].get(key).is_some()) {
+/// Returns the values of `--set`. Keys of `data` without effect are refused: those of each command, and `keys`, each with the
+/// reason.
+fn effective_sets(set: &[String], keys: &[(&str, &str)]) -> Result<Value, Failure> {
+    let values = Layers::values_of_sets(set)?;
+    match keys.iter().chain(&WITHOUT_EFFECT).find(|(key, _)| values["data"].get(key).is_some()) {
         Some((key, reason)) => Err(format!("set data.{key}: {reason}; remove the setting").into()),
-        None => Ok(()),
+        None => Ok(values),
     }
 }
 
 /// Reads the pipeline of the run with the environment and the command line applied.
 fn trained_spec(registry: &Registry, run: &Path, set: &[String]) -> Result<Spec, Failure> {
-    refuse_set(&Layers::values_of_sets(set)?, &WITHOUT_EFFECT)?;
     load(registry, &PipelineArgs { file: run.join("pipeline.yaml"), set: set.to_vec() })
 }
 

@@ -1,6 +1,6 @@
 //! Several runs on the command line, with unique names.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use sepal_track::Manifest;
 
@@ -18,7 +18,11 @@ pub(crate) struct NamedRun {
 pub(crate) fn named(args: &[RunArg]) -> Result<Vec<NamedRun>, Failure> {
     let mut runs: Vec<NamedRun> = Vec::with_capacity(args.len());
     for RunArg { name, folder } in args {
-        let manifest = manifest(folder)?;
+        if folder.is_file() {
+            let folder = folder.display();
+            return Err(format!("read the run {folder}: it is a file; options such as --input name other files").into());
+        }
+        let manifest = Manifest::read(folder)?;
         let name = name.clone().unwrap_or_else(|| manifest.name.clone());
         if let Some(other) = runs.iter().find(|other| other.name == name) {
             let (first, second) = (other.folder.display(), folder.display());
@@ -31,13 +35,4 @@ pub(crate) fn named(args: &[RunArg]) -> Result<Vec<NamedRun>, Failure> {
         runs.push(NamedRun { name, folder: folder.clone(), manifest });
     }
     Ok(runs)
-}
-
-/// Reads the manifest of a run in a folder.
-pub(crate) fn manifest(folder: &Path) -> Result<Manifest, Failure> {
-    if folder.is_file() {
-        let folder = folder.display();
-        return Err(format!("read the run {folder}: it is a file; options such as --input name other files").into());
-    }
-    Ok(Manifest::read(folder)?)
 }

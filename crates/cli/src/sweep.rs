@@ -17,7 +17,7 @@ use crate::interrupt::stop_on_interrupt;
 use crate::output::{Failure, print, print_json, print_progress};
 use progress::SweepConsole;
 
-/// Maximum number of different errors, and of runs with one error, that are named.
+/// Maximum number of different errors that are named.
 const NAMED: usize = 5;
 
 pub(crate) fn sweep(registry: &Registry, args: &SweepArgs) -> Result<(), Failure> {
@@ -78,46 +78,13 @@ fn failures(summary: &sepal_pipeline::SweepSummary) -> Result<(), Failure> {
         some => format!(" (`--resume` tries {some} of them again)"),
     };
     let mut text = format!("finish {} of {} runs{again}:", failed.len(), runs.len());
-    let errors = failed.iter().map(|&run| (&*runs[run].folder, runs[run].error.as_deref().unwrap_or("run")));
-    by_error(errors).into_iter().for_each(|line| text.push_str(&line));
-    Err(text.into())
-}
-
-/// Lines of failed runs with their errors: runs with the same error share a line.
-fn by_error<'a>(errors: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<String> {
-    let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
-    for (run, error) in errors {
-        match groups.iter_mut().find(|(other, _)| *other == error) {
-            Some((_, runs)) => runs.push(run),
-            None => groups.push((error, vec![run])),
-        }
+    let failures = record.failures();
+    for failed in failures.iter().take(NAMED) {
+        text.push_str(&format!("\n  {}: failed to {}", failed.names(), failed.error));
     }
-    let shortened = |names: &[&str]| match names.len().saturating_sub(NAMED) {
-        0 => names.join(", "),
-        more => format!("{} and {more} more", names[..NAMED].join(", ")),
-    };
-    let named = groups.iter().take(NAMED);
-    let mut lines: Vec<String> =
-        named.map(|(error, runs)| format!("\n  {}: failed to {error}", shortened(runs))).collect();
-    let further: usize = groups.iter().skip(NAMED).map(|(_, runs)| runs.len()).sum();
+    let further: usize = failures.iter().skip(NAMED).map(|failed| failed.folders.len()).sum();
     if further > 0 {
-        lines.push(format!("\n  and {further} more with other errors"));
+        text.push_str(&format!("\n  and {further} more with other errors"));
     }
-    lines
-}
-
-#[cfg(test)]
-mod tests {
-    use super::by_error;
-
-    #[test]
-    fn failed_runs_with_the_same_error_share_a_line() {
-        let errors = [("001", "read x"), ("002", "write y"), ("003", "read x")];
-        assert_eq!(by_error(errors.into_iter()), ["\n  001, 003: failed to read x", "\n  002: failed to write y"]);
-        let runs: Vec<String> = (1..=8).map(|run| format!("00{run}")).collect();
-        let same = runs.iter().map(|run| (&**run, "read x"));
-        assert_eq!(by_error(same), ["\n  001, 002, 003, 004, 005 and 3 more: failed to read x"]);
-        let all_different = runs.iter().map(|run| (&**run, &**run));
-        assert_eq!(by_error(all_different).last().map(String::as_str), Some("\n  and 3 more with other errors"));
-    }
+    Err(text.into())
 }

@@ -23,21 +23,21 @@ pub(crate) struct Tick {
 impl Axis {
     /// Axis from the tick below the lowest number to the tick above the highest.
     pub(crate) fn enclosing(low: f64, high: f64) -> Self {
-        let (low, high) = widened(low, high);
-        let step = step(low, high, 4.0);
-        Self::linear((low / step).floor() * step, (high / step).ceil() * step, step)
+        Self::within(low, high, f64::NEG_INFINITY, f64::INFINITY)
     }
 
     /// The same axis for shares in percent: it ends at 0 and 100 if the numbers do.
     pub(crate) fn of_percent(low: f64, high: f64) -> Self {
-        let (from, to) = widened(low, high);
-        let step = step(from, to, 4.0);
-        let (from, to) = ((from / step).floor() * step, (to / step).ceil() * step);
-        Self::linear(
-            if low >= 0.0 { from.max(0.0) } else { from },
-            if high <= 100.0 { to.min(100.0) } else { to },
-            step,
-        )
+        let least = if low >= 0.0 { 0.0 } else { f64::NEG_INFINITY };
+        let most = if high <= 100.0 { 100.0 } else { f64::INFINITY };
+        Self::within(low, high, least, most)
+    }
+
+    /// Axis from the tick below the lowest number to the tick above the highest, but not beyond these ends.
+    fn within(low: f64, high: f64, least: f64, most: f64) -> Self {
+        let (low, high) = widened(low, high);
+        let step = step(low, high, 4.0);
+        Self::linear(((low / step).floor() * step).max(least), ((high / step).ceil() * step).min(most), step)
     }
 
     /// Axis that ends at the highest number.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use sepal_track::{MemberRecord, MemberState, Status, SweepRecord};
+use sepal_track::{FailedRuns, MemberRecord, MemberState, Status, SweepRecord};
 
 use crate::compare::{curves, head, options, results};
 use crate::page::{Section, missing, page, paragraph};
@@ -221,8 +221,9 @@ fn members(sweep: &Sweep) -> Vec<String> {
         ]
     };
     table.rows = sweep.record.runs.iter().enumerate().take(LISTED).map(row).collect();
-    let failures = sweep.record.runs.iter().filter_map(|run| Some((run, run.error.as_ref()?))).take(20);
-    let failures = failures
-        .map(|(run, error)| missing(&format!("{} failed to {}", text::cut(&run.folder, 60), text::cut(error, 400))));
-    std::iter::once(table.html()).chain(failures).collect()
+    let failures = sweep.record.failures();
+    let line = |failed: &FailedRuns<'_>| {
+        missing(&format!("{} failed to {}", text::cut(&failed.names(), 400), text::cut(failed.error, 400)))
+    };
+    std::iter::once(table.html()).chain(failures.iter().take(20).map(line)).collect()
 }

@@ -62,7 +62,7 @@ pub use mlflow::{Mlflow, MlflowError};
 pub use mlflow_config::{MlflowAccess, MlflowConfig};
 pub use records::{EvaluationRecord, MetricsLog, StepRecord};
 pub use redaction::{REDACTED, is_secret};
-pub use sweep::{MemberRecord, MemberState, SettingRecord, SweepRecord};
+pub use sweep::{FailedRuns, MemberRecord, MemberState, SettingRecord, SweepRecord};
 pub use tensorboard::{TensorBoard, TensorBoardConfig};
 pub use tracker::{RunInfo, TrackError, Tracker};
 pub use trackers::{TrackerLimits, Trackers, WarningHandler};

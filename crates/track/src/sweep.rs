@@ -46,6 +46,26 @@ pub struct MemberRecord {
     pub measured: Vec<BestEvaluation>,
 }
 
+/// Failed runs of a sweep that have the same error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailedRuns<'a> {
+    /// The error, which continues "failed to ..".
+    pub error: &'a str,
+    /// Names of the folders of the runs.
+    pub folders: Vec<&'a str>,
+}
+
+impl FailedRuns<'_> {
+    /// Names of the first five runs, and the number of the others.
+    pub fn names(&self) -> String {
+        const NAMED: usize = 5;
+        match self.folders.len().saturating_sub(NAMED) {
+            0 => self.folders.join(", "),
+            more => format!("{} and {more} more", self.folders[..NAMED].join(", ")),
+        }
+    }
+}
+
 /// Value of a key in one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SettingRecord {
@@ -130,6 +150,19 @@ impl SweepRecord {
         }
     }
 
+    /// Different errors of the failed runs, in the order of the sweep.
+    pub fn failures(&self) -> Vec<FailedRuns<'_>> {
+        let mut failures: Vec<FailedRuns<'_>> = Vec::new();
+        for run in self.runs.iter().filter(|run| run.state == MemberState::Failed) {
+            let (error, folder) = (run.error.as_deref().unwrap_or("run"), run.folder.as_str());
+            match failures.iter_mut().find(|failed| failed.error == error) {
+                Some(failed) => failed.folders.push(folder),
+                None => failures.push(FailedRuns { error, folders: vec![folder] }),
+            }
+        }
+        failures
+    }
+
     /// Reads the state of the sweep in `folder`.
     ///
     /// # Errors
@@ -182,6 +215,29 @@ mod tests {
     fn setting(key: &str, value: Value) -> SettingRecord {
         let (text, is_seed) = (value.to_string(), key.ends_with("seed"));
         SettingRecord { key: key.to_owned(), value, text, is_seed }
+    }
+
+    #[test]
+    fn failed_runs_with_the_same_error_are_named_together() {
+        let run = |(number, error): (usize, Option<&str>)| MemberRecord {
+            folder: format!("00{number}"),
+            settings: Vec::new(),
+            digest: String::new(),
+            state: if error.is_some() { MemberState::Failed } else { MemberState::Finished },
+            error: error.map(str::to_owned),
+            measured: Vec::new(),
+        };
+        let failed = |errors: &[Option<&str>]| {
+            let runs = errors.iter().copied().enumerate().map(run).collect();
+            let (name, started) = ("demo".to_owned(), String::new());
+            let record = SweepRecord { name, started, seconds: 0.0, runs, selections: Vec::new() };
+            let line = |failed: &FailedRuns<'_>| format!("{}: {}", failed.names(), failed.error);
+            record.failures().iter().map(line).collect::<Vec<_>>()
+        };
+        let (first, second) = (Some("read x"), Some("write y"));
+        assert_eq!(failed(&[first, None, second, first]), ["000, 003: read x", "002: write y"]);
+        assert_eq!(failed(&[first; 8]), ["000, 001, 002, 003, 004 and 3 more: read x"]);
+        assert!(failed(&[None]).is_empty());
     }
 
     #[test]
