@@ -73,7 +73,7 @@ def expand(values, group, inputs, order=None):
 def gptq(outputs, inputs, bits, group, version=1, symmetric=False, reordered=False, exact=False):
     groups = -(-inputs // group)
     numbers = integers(0, 2 ** bits, outputs, inputs)
-    # The first version cannot store a zero of 0.
+    # A zero of 0 in the first version borrows from the next one: a test makes such files from the second version.
     zeros = integers(1 if version == 1 else 0, 2 ** bits, groups, outputs)
     if symmetric:
         zeros[:] = 2 ** (bits - 1)

@@ -4,7 +4,7 @@
 use safetensors::Dtype;
 
 use super::gptq::FACTORS;
-use super::grouped::{Grouped, Words, Zeros};
+use super::grouped::{Grouped, Offset, Words, Zeros};
 use super::parts::Parts;
 use super::{Kind, Layer};
 use crate::error::OpenError;
@@ -38,7 +38,7 @@ pub(super) fn fold(parts: &mut Parts<'_>, group: Option<usize>) -> Result<(), Op
             bits: BITS,
             group,
             numbers: along_outputs(qweight.clone()),
-            zeros: Zeros::Stored(along_outputs(qzeros), 0),
+            zeros: Zeros::Stored(along_outputs(qzeros), Offset::Number(0)),
             factors: scales,
             factor_strides: [1, outputs],
             groups: None,

@@ -6,7 +6,7 @@ use safetensors::Dtype;
 
 use super::config::Packed;
 use super::gptq::FACTORS;
-use super::grouped::{Grouped, IN_ORDER, Words, Zeros};
+use super::grouped::{Grouped, IN_ORDER, Offset, Words, Zeros};
 use super::parts::Parts;
 use super::{Kind, Layer};
 use crate::error::OpenError;
@@ -40,7 +40,7 @@ pub(super) fn fold(parts: &mut Parts<'_>, packed: &Packed) -> Result<(), OpenErr
             let shape = [(outputs * bits).div_ceil(32), groups];
             parts.check((&layer, "weight_zero_point"), &stored, &[Dtype::I32], &shape)?;
             let zeros = Words { stored, is_along_outputs: true, word_stride: groups, other_stride: 1, order: IN_ORDER };
-            Zeros::Stored(zeros, 0)
+            Zeros::Stored(zeros, Offset::Number(0))
         };
         let g_idx = parts.take(&layer, "weight_g_idx");
         if let Some(g_idx) = &g_idx {

@@ -54,6 +54,17 @@ pub(crate) struct Gptq {
     pub(super) is_v2: bool,
     /// True if inputs are quantized in the order of their activations.
     pub(super) is_reordered: bool,
+    /// True if all zeros are half of the numbers.
+    pub(super) is_symmetric: bool,
+    /// True if GPTQModel wrote the file.
+    pub(super) is_of_gptqmodel: bool,
+}
+
+impl Gptq {
+    /// True if zeros are 4, and the file may have them in two forms that cannot be told apart.
+    pub(super) fn has_known_zeros(&self) -> bool {
+        self.bits == 3 && !self.is_v2 && self.is_symmetric
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -135,7 +146,21 @@ fn gptq(config: Keys<'_>) -> Result<Quantization, OpenError> {
     }
     let group = group(config, &["group_size"])?;
     let is_v2 = config.optional_text(key)? == Some("gptq_v2");
-    Ok(Quantization::Gptq(Gptq { bits, group, is_v2, is_reordered: config.flag("desc_act")? }))
+    Ok(Quantization::Gptq(Gptq {
+        bits,
+        group,
+        is_v2,
+        is_reordered: config.flag("desc_act")?,
+        is_symmetric: config.flag("sym")?,
+        is_of_gptqmodel: is_of_gptqmodel(config)?,
+    }))
+}
+
+/// True if `meta.quantizer`, a text or a list of them, names GPTQModel and its version.
+fn is_of_gptqmodel(config: Keys<'_>) -> Result<bool, OpenError> {
+    let quantizer = config.object("meta")?.and_then(|meta| meta.get("quantizer"));
+    let names = quantizer.map_or(&[][..], |names| names.as_array().map_or(std::slice::from_ref(names), Vec::as_slice));
+    Ok(names.iter().filter_map(Value::as_str).any(|name| name.starts_with("gptqmodel")))
 }
 
 fn awq(config: Keys<'_>) -> Result<Quantization, OpenError> {

@@ -1,11 +1,15 @@
 //! GPTQ: `X.qweight [inputs * bits / 32, outputs]`, packed along the inputs, `X.qzeros [groups, outputs * bits / 32]` and
-//! `X.scales [groups, outputs]`. In the first version of the format zeros are stored less one. `X.g_idx [inputs]` is the
-//! group of each input; with `desc_act` inputs of a group do not lie next to each other.
+//! `X.scales [groups, outputs]`. `X.g_idx [inputs]` is the group of each input; with `desc_act` inputs of a group do not lie
+//! next to each other.
+//!
+//! In the first version of the format zeros are stored less one. GPTQModel subtracts a word of ones from the packed zeros, so a
+//! zero of 0 borrows from the next one, and adds it when it reads (`convert_gptq_v1_to_v2_format_module`). With 3 bits its
+//! words are not ones in the places of the zeros, so its files and those of AutoGPTQ differ.
 
 use safetensors::Dtype;
 
 use super::config::Gptq;
-use super::grouped::{Grouped, IN_ORDER, Words, Zeros};
+use super::grouped::{Grouped, IN_ORDER, Offset, Words, Zeros};
 use super::parts::Parts;
 use super::{Kind, Layer};
 use crate::error::OpenError;
@@ -15,7 +19,7 @@ pub(super) const FACTORS: [Dtype; 3] = [Dtype::F16, Dtype::BF16, Dtype::F32];
 
 /// Folds all layers with `qweight`.
 pub(super) fn fold(parts: &mut Parts<'_>, gptq: &Gptq) -> Result<(), OpenError> {
-    let &Gptq { bits, group, is_v2, is_reordered } = gptq;
+    let &Gptq { bits, group, is_v2, is_reordered, .. } = gptq;
     for layer in parts.layers_with("qweight", None) {
         let qweight = parts.require(&layer, "qweight")?;
         parts.check_dtype((&layer, "qweight"), &qweight, &[Dtype::I32])?;
@@ -45,7 +49,7 @@ pub(super) fn fold(parts: &mut Parts<'_>, gptq: &Gptq) -> Result<(), OpenError> 
             bits,
             group,
             numbers,
-            zeros: Zeros::Stored(zeros, i16::from(!is_v2)),
+            zeros: if gptq.has_known_zeros() { Zeros::Constant(4) } else { Zeros::Stored(zeros, offset(gptq)) },
             factors: scales,
             factor_strides: [1, outputs],
             groups: g_idx,
@@ -54,4 +58,16 @@ pub(super) fn fold(parts: &mut Parts<'_>, gptq: &Gptq) -> Result<(), OpenError> 
         parts.add((&layer, "qweight"), Kind::Gptq { bits, is_v2 }, &qweight, Layer::Grouped(grouped))?;
     }
     Ok(())
+}
+
+/// What is added to the stored zeros.
+fn offset(gptq: &Gptq) -> Offset {
+    match gptq.bits {
+        _ if gptq.is_v2 => Offset::Number(0),
+        2 => Offset::Words([0x5555_5555; 3]),
+        3 if gptq.is_of_gptqmodel => Offset::Words([0x2492_4924, 0x9249_2492, 0x4924_9249]),
+        4 => Offset::Words([0x1111_1111; 3]),
+        8 => Offset::Words([0x0101_0101; 3]),
+        _ => Offset::Number(1),
+    }
 }

@@ -31,8 +31,17 @@ pub(crate) struct Grouped {
 #[derive(Debug)]
 pub(super) enum Zeros {
     Constant(i16),
-    /// The stored numbers, and a number that is added.
-    Stored(Words, i16),
+    /// The stored numbers, and what is added to them.
+    Stored(Words, Offset),
+}
+
+/// Addition to stored zeros.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Offset {
+    /// The same number to each zero.
+    Number(i16),
+    /// These words, in turns, to consecutive words. Sums of a word wrap, and those of a zero carry into the next one.
+    Words([u32; 3]),
 }
 
 /// A matrix of numbers of a few bits: consecutive bits of consecutive words, beginning with the lowest. A number may end in
@@ -111,7 +120,7 @@ impl Grouped {
         let factors = sources.floats(&self.factors)?;
         let zeros = match &self.zeros {
             Zeros::Constant(_) => Vec::new(),
-            Zeros::Stored(words, _) => sources.words(&words.stored)?,
+            Zeros::Stored(zeros, offset) => offset.added(sources.words(&zeros.stored)?, zeros),
         };
         let row_bytes = self.encoding().row_bytes(inputs).unwrap_or(0);
         let mut data = Vec::with_capacity(rows.len() * row_bytes);
@@ -139,7 +148,23 @@ impl Grouped {
     fn zero(&self, words: &[u32], output: usize, group: usize) -> i16 {
         match &self.zeros {
             Zeros::Constant(zero) => *zero,
-            Zeros::Stored(zeros, more) => i16::from(zeros.number(words, self.bits, output, group)) + more,
+            Zeros::Stored(zeros, Offset::Number(more)) => {
+                i16::from(zeros.number(words, self.bits, output, group)) + more
+            }
+            Zeros::Stored(zeros, Offset::Words(_)) => i16::from(zeros.number(words, self.bits, output, group)),
         }
+    }
+}
+
+impl Offset {
+    /// Adds words, if that is the kind of the addition, to the stored words of zeros, which lie one after another.
+    fn added(self, mut stored: Vec<u32>, zeros: &Words) -> Vec<u32> {
+        if let Self::Words(more) = self {
+            for row in stored.chunks_mut(zeros.other_stride) {
+                let words = row.iter_mut().zip(more.iter().cycle());
+                words.for_each(|(word, more)| *word = u32::from_le(*word).wrapping_add(*more).to_le());
+            }
+        }
+        stored
     }
 }

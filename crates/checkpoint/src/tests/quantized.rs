@@ -12,6 +12,8 @@ use super::partial::{ranges_of, write_pieces};
 use super::*;
 use crate::{Part, ReadError, screen, write_outline};
 
+mod zeros;
+
 const LAYER: &str = "model.layers.0.mlp.up_proj";
 const WEIGHT: &str = "model.layers.0.mlp.up_proj.weight";
 const SHARDS: [&str; 2] = ["a.safetensors", "b.safetensors"];
@@ -80,7 +82,11 @@ fn compressed(format: &str, weights: Value) -> Value {
 /// Checks that a layer is read as the golden, up to a relative error, and is encoded in rows of `encoding`.
 #[track_caller]
 fn check(name: &str, quantization: Value, encoding: Option<RowEncoding>, error: f32) {
-    let golden = Golden::read(name);
+    check_golden(name, &Golden::read(name), quantization, encoding, error);
+}
+
+#[track_caller]
+fn check_golden(name: &str, golden: &Golden, quantization: Value, encoding: Option<RowEncoding>, error: f32) {
     let folder = golden.folder(quantization);
     let checkpoint = Checkpoint::open(folder.path()).unwrap_or_else(|error| panic!("{name}: {error}"));
     assert_eq!(checkpoint.names().collect::<Vec<_>>(), [WEIGHT], "{name}");
