@@ -244,6 +244,11 @@ impl Experts {
     pub fn new(count: usize, per_token: usize) -> Self {
         Self { count, per_token, is_softmax_of_all: false, shared_ffn: None, sparse_mixer: None }
     }
+
+    /// Inner size of `n` of the MLPs, each of the inner size `ffn`, and of the shared one together.
+    pub fn inner_size(&self, n: usize, ffn: usize) -> usize {
+        n * ffn + self.shared_ffn.unwrap_or(0)
+    }
 }
 
 /// Rotary position embedding.

@@ -39,7 +39,8 @@ impl BlockSizes {
     /// are taken to be unquantized.
     pub fn from_config(config: &ModelConfig) -> Self {
         let layers: usize = linear_sites(config).iter().map(|site| site.outputs * site.inputs).sum();
-        let experts = config.experts.map_or(0, |experts| experts.count * 3 * config.hidden * config.ffn);
+        let inner = config.experts.map_or(0, |experts| experts.inner_size(experts.count, config.ffn));
+        let experts = 3 * config.hidden * inner;
         let plain = ((layers + experts) * config.n_blocks) as u64;
         Self { config: config.clone(), blocks: PartSizes { plain, ..PartSizes::default() } }
     }

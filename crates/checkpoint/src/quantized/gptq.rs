@@ -60,7 +60,7 @@ pub(super) fn fold(parts: &mut Parts<'_>, gptq: &Gptq) -> Result<(), OpenError> 
     Ok(())
 }
 
-/// What is added to the stored zeros.
+/// Addition to the stored zeros.
 fn offset(gptq: &Gptq) -> Offset {
     match gptq.bits {
         _ if gptq.is_v2 => Offset::Number(0),

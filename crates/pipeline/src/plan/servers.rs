@@ -206,7 +206,12 @@ impl<'a> Counts<'a> {
 /// Parameters of a block's linear layers that a position passes: of a mixture, those of its experts.
 fn used_parameters(config: &ModelConfig) -> usize {
     let layers: usize = linear_sites(config).iter().map(|site| site.outputs * site.inputs).sum();
-    layers + config.experts.map_or(0, |experts| experts.per_token * 3 * config.hidden * config.ffn)
+    layers + 3 * config.hidden * used_inner_size(config)
+}
+
+/// Inner size of the MLPs of a mixture that a position passes.
+fn used_inner_size(config: &ModelConfig) -> usize {
+    config.experts.map_or(0, |experts| experts.inner_size(experts.per_token, config.ffn))
 }
 
 /// Bytes that a block saves for each position, by the formula of `BlockStack::tape_bytes` for a Llama: sums of softmax and
@@ -221,14 +226,14 @@ fn tape_bytes(config: &ModelConfig, compute: ComputeFormat) -> u64 {
 fn tape_numbers(config: &ModelConfig) -> usize {
     let inputs = linear_sites(config).into_iter().filter(|site| site.role == SiteRole::MlpInput);
     let dense: usize = inputs.map(|site| site.outputs).sum();
-    let experts = config.experts.map_or(0, |experts| experts.per_token * 2 * config.ffn);
+    let experts = 2 * used_inner_size(config);
     let q_size = config.n_heads * config.head_dim;
     2 * (config.hidden + q_size + config.kv_size() + 1) + dense + experts + config.n_heads
 }
 
 #[cfg(test)]
 mod tests {
-    use sepal_core::Family;
+    use sepal_core::{Experts, Family};
 
     use super::*;
 
@@ -297,6 +302,19 @@ mod tests {
         assert!((seconds - (up + down) as f64 / 1e8).abs() < 1e-9, "{seconds}");
         let unstated = servers_as(&llama(32, 4096, 32, 14_336, &STEP), WeightFormat::Bf16).expect("a group");
         assert_eq!((unstated.estimated_compute_seconds, unstated.estimated_transfer_seconds), (None, None));
+    }
+
+    #[test]
+    fn shared_mlp_of_a_mixture_is_counted() {
+        // Qwen2-57B-A14B: 64 MLPs of 2560, 8 of them for each position, and a shared one of 20,480.
+        let experts = Experts { shared_ffn: Some(20_480), ..Experts::new(64, 8) };
+        let plain = ModelConfig::plain(Family::Qwen2Moe, 28, 3584, 28, 2560, 151_936);
+        let config = ModelConfig { n_kv_heads: 4, experts: Some(experts), ..plain };
+        let attention = 2 * 3584 * 3584 + 2 * 3584 * 512;
+        assert_eq!(used_parameters(&config), attention + 3 * 3584 * (8 * 2560 + 20_480));
+        let sizes = BlockSizes::from_config(&config);
+        assert_eq!(sizes.parameters(28), 28 * (attention + 3 * 3584 * (64 * 2560 + 20_480)) as u64);
+        assert_eq!(tape_numbers(&config), 2 * (2 * 3584 + 512 + 1) + 2 * (8 * 2560 + 20_480) + 28);
     }
 
     #[test]
