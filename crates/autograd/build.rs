@@ -3,8 +3,15 @@
 use std::env;
 use std::path::PathBuf;
 
-const SOURCES: [&str; 6] =
-    ["src/shim.cpp", "src/packed.cpp", "src/fused.cpp", "src/linear.cpp", "src/memory.cpp", "src/dlpack.cpp"];
+const SOURCES: [&str; 7] = [
+    "src/shim.cpp",
+    "src/packed.cpp",
+    "src/fused.cpp",
+    "src/linear.cpp",
+    "src/memory.cpp",
+    "src/dlpack.cpp",
+    "src/parallel.cpp",
+];
 
 /// All sources as one translation unit.
 const ALL: &str = "src/all.cpp";

@@ -11,3 +11,5 @@
 #include "memory.cpp"
 
 #include "dlpack.cpp"
+
+#include "parallel.cpp"

@@ -6,7 +6,9 @@
 //! - [`fused`] computes element-wise steps of transformer blocks in one pass over memory.
 //! - [`linear`] multiplies hidden states and frozen weights, by oneDNN if that is faster.
 //! - [`packed`] widens matrices in 16, 8 or fewer bits, [`quantize`] packs them.
-//! - [`memory`] shares a tensor's memory with [`bytes::Bytes`], in both directions; [`dlpack`] with other libraries.
+//! - [`parallel`] divides work among libtorch's threads.
+//! - [`memory`] shares a tensor's memory with [`bytes::Bytes`], in both directions, and keeps the heap small; [`dlpack`]
+//!   shares tensors with other libraries.
 //!
 //! The crate has no knowledge of models, networks or the use of shared memory. Of the other crates, only `python` has `unsafe`
 //! code. Of the workspace it uses `core`, for the names of encodings, and it serves `nn`, `blocks`, `remote` and `python`.
@@ -51,6 +53,7 @@ pub mod fused;
 pub mod linear;
 pub mod memory;
 pub mod packed;
+pub mod parallel;
 mod portable;
 pub mod quantize;
 

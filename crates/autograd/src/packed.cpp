@@ -129,19 +129,20 @@ bool has_columns(const at::Tensor &tensor, int64_t width, const char *name) {
 
 extern "C" {
 
-// Widens rows [n, bytes of a row] into out [n, width]. Column j becomes that with the index order[j], times columns[j].
+// Widens rows [n, bytes of a row], which may have gaps between them, into out [n, width]. Column j becomes that with the index order[j], times columns[j].
 // The caller checks that a row of this width has this number of bytes.
 char *sepal_widen(const at::Tensor *rows, const at::Tensor *levels, const at::Tensor *columns, const at::Tensor *order,
                   const at::Tensor *out, int64_t code, int64_t group) {
   return caught([&] {
-    check(*rows, at::kByte, "rows");
+    TORCH_CHECK(rows->scalar_type() == at::kByte && rows->device().is_cpu() && rows->dim() == 2 && rows->stride(1) == 1,
+                "expected rows of bytes on the CPU");
     check(*levels, at::kFloat, "levels");
     check(*columns, at::kFloat, "factors");
     check(*order, at::kLong, "an order");
     check(*out, at::kFloat, "an output");
-    TORCH_CHECK(rows->dim() == 2 && out->dim() == 2 && rows->size(0) == out->size(0), "expected matrices of equal rows");
+    TORCH_CHECK(out->dim() == 2 && rows->size(0) == out->size(0), "expected matrices of equal rows");
     TORCH_CHECK(code >= 0 && code < N_FUNCTIONS && group > 0 && levels->numel() == 16, "unknown encoding");
-    const int64_t n = out->size(0), width = out->size(1), row_bytes = rows->size(1);
+    const int64_t n = out->size(0), width = out->size(1), row_bytes = rows->stride(0);
     const bool is_scaled = has_columns(*columns, width, "factors"), is_ordered = has_columns(*order, width, "an order");
     const int64_t *indices = order->data_ptr<int64_t>();
     for (int64_t j = 0; is_ordered && j < width; j++)

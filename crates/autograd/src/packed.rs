@@ -47,7 +47,8 @@ fn widen_into(out: &Tensor, rows: &Tensor, encoding: RowEncoding, columns: Colum
     let (factors, order) =
         (Tensor::f_empty([0], (Kind::Float, Device::Cpu))?, Tensor::f_empty([0], (Kind::Int64, Device::Cpu))?);
     let levels = Tensor::f_from_slice(&NF4_LEVELS)?;
-    let rows = rows.f_contiguous()?;
+    let is_dense = rows.stride()[1] == 1;
+    let rows = if is_dense { rows.shallow_clone() } else { rows.f_contiguous()? };
     sepal_widen(
         &rows,
         &levels,

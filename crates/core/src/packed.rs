@@ -106,6 +106,17 @@ impl RowEncoding {
         })
     }
 
+    /// Numbers that are encoded together: the part of a row between multiples of this is a row of its own. `None` if all
+    /// numbers of a row share a factor.
+    pub fn group_len(self) -> Option<usize> {
+        match self {
+            Self::Int8 => None,
+            Self::Nf4 => Some(64),
+            Self::Fp8 { group } | Self::Int4 { group } | Self::Uint8 { group } => usize::try_from(group).ok(),
+            blocks => blocks.block().map(|(len, _)| len),
+        }
+    }
+
     /// Bytes of a row of `width` numbers; `None` if such a row cannot be encoded.
     pub fn row_bytes(self, width: usize) -> Option<usize> {
         if let Some((len, bytes)) = self.block() {

@@ -1,22 +1,31 @@
 //! Matrices that are packed row by row: widened a few rows at a time, for a product or to be packed anew.
 
+use std::ops::{Range, RangeInclusive};
+
 use sepal_autograd::linear::{RowCount, linear};
 use sepal_autograd::memory::tensor_from_bytes;
 use sepal_autograd::packed::{Columns, widen};
+use sepal_autograd::parallel::{ReadOnly, map_ranges};
 use sepal_autograd::quantize;
 use sepal_core::{PackedMatrix, RowEncoding};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::segment::Segment;
 
-/// Numbers that are widened at a time. They stay in the processor's cache until they are multiplied.
-const TILE: i64 = 1 << 21;
+/// Numbers that all threads widen at a time, so that they stay in the processor's cache until they are multiplied.
+const TILES: u64 = 1 << 23;
+
+/// Least and most of them that one thread widens. Products of fewer take longer.
+const TILE: RangeInclusive<u64> = 1 << 20..=1 << 22;
+
+/// Columns of a gradient that a thread sums up at a time, which stay in its cache.
+const COLUMNS: u64 = 2048;
 
 /// Rows of a matrix in one encoding.
 #[derive(Debug)]
 pub(crate) struct PackedRows {
     /// `[n, bytes of a row]`, uint8.
-    rows: Tensor,
+    rows: ReadOnly,
     encoding: RowEncoding,
     /// Numbers of a row.
     width: i64,
@@ -28,7 +37,7 @@ impl PackedRows {
         let shape = [matrix.n_rows() as i64, (matrix.data().len() / matrix.n_rows().max(1)) as i64];
         let rows = tensor_from_bytes(matrix.data().clone(), &shape, Kind::Uint8);
         let rows = rows.map_err(|error| TchError::Shape(error.to_string()))?;
-        Ok(Self { rows, encoding: matrix.encoding(), width: matrix.width() as i64 })
+        Ok(Self { rows: rows.into(), encoding: matrix.encoding(), width: matrix.width() as i64 })
     }
 
     /// Packs `numbers [n, width]` of fp32; the encoding is a 16-bit format, int8 or NF4.
@@ -42,7 +51,7 @@ impl PackedRows {
             RowEncoding::Nf4 => quantize::quantize_nf4(&numbers.f_contiguous()?)?,
             other => return Err(TchError::Kind(format!("matrices are not packed as {other:?}"))),
         };
-        Ok(Self { rows, encoding, width })
+        Ok(Self { rows: rows.into(), encoding, width })
     }
 
     pub(crate) fn len(&self) -> i64 {
@@ -59,11 +68,11 @@ impl PackedRows {
 
     /// Applies `map`, which reorders or selects rows.
     pub(crate) fn map(&self, map: impl Fn(&Tensor) -> Result<Tensor, TchError>) -> Result<Self, TchError> {
-        Ok(Self { rows: map(&self.rows)?.f_contiguous()?, ..*self })
+        Ok(Self { rows: map(&self.rows)?.f_contiguous()?.into(), ..*self })
     }
 
     fn to_device(&self, device: Device) -> Result<Self, TchError> {
-        Ok(Self { rows: self.rows.f_to_device(device)?, ..*self })
+        Ok(Self { rows: self.rows.f_to_device(device)?.into(), ..*self })
     }
 
     /// Numbers of all rows, `[n, width]`.
@@ -71,21 +80,35 @@ impl PackedRows {
         widen(&self.rows, self.encoding, self.width, columns)
     }
 
-    /// Calls `each` with the first row and the numbers of each tile, `[rows, width]`.
-    fn for_tiles(
-        &self,
-        columns: Columns<'_>,
-        mut each: impl FnMut(i64, Tensor) -> Result<(), TchError>,
-    ) -> Result<(), TchError> {
-        let step = (TILE / self.width.max(1)).max(1);
-        let mut start = 0;
-        while start < self.len() {
-            let len = step.min(self.len() - start);
-            each(start, widen(&self.rows.f_narrow(0, start, len)?, self.encoding, self.width, columns)?)?;
-            start += len;
-        }
-        Ok(())
+    /// Numbers of some of the rows, `[rows, width]`.
+    fn widen_rows(&self, rows: Segment, columns: Columns<'_>) -> Result<Tensor, TchError> {
+        widen(&rows.narrow(&self.rows)?, self.encoding, self.width, columns)
     }
+
+    /// Numbers of some rows and columns, which begin at a multiple of the encoding's groups, times `factors [columns]`.
+    fn widen_part(&self, rows: Segment, columns: Segment, factors: Option<&Tensor>) -> Result<Tensor, TchError> {
+        let bytes = |width: i64| usize::try_from(width).ok().and_then(|width| self.encoding.row_bytes(width));
+        let (Some(start), Some(len)) = (bytes(columns.start), bytes(columns.len)) else {
+            return Err(TchError::Shape(format!("columns {columns:?} of {:?}", self.encoding)));
+        };
+        let part = rows.narrow(&self.rows)?.f_narrow(1, start as i64, len as i64)?;
+        widen(&part, self.encoding, columns.len, Columns { order: None, factors })
+    }
+
+    /// Tiles of all rows with `width` columns, of about equal size: at least one for each of `n_threads`.
+    fn tiles(&self, width: i64, n_threads: u64) -> impl Iterator<Item = Segment> + use<> {
+        let most = tile_rows(width, n_threads);
+        let n_tiles = self.len().unsigned_abs().div_ceil(most).next_multiple_of(n_threads).max(1);
+        // Kernels of products have loops over 16 rows.
+        let rows = self.len().unsigned_abs().div_ceil(n_tiles).next_multiple_of(16);
+        Segment::cover(self.len(), rows.cast_signed())
+    }
+}
+
+/// Most rows of `width` numbers that one of `n_threads` widens at a time.
+fn tile_rows(width: i64, n_threads: u64) -> u64 {
+    let numbers = (TILES / n_threads).clamp(*TILE.start(), *TILE.end());
+    (numbers / width.unsigned_abs().max(1)).max(1)
 }
 
 /// Weight of a layer while it is built: `[out, in]` in fp32, or rows of several encodings one after another.
@@ -163,18 +186,22 @@ impl Weight {
             rows.push(PackedRows::pack(&chunk, encoding)?.rows);
             Ok(())
         })?;
-        Ok(PackedRows { rows: Tensor::f_cat(&rows, 0)?, encoding, width: self.inputs() })
+        let rows: Vec<&Tensor> = rows.iter().map(|rows| &**rows).collect();
+        Ok(PackedRows { rows: Tensor::f_cat(&rows, 0)?.into(), encoding, width: self.inputs() })
     }
 
     /// Calls `each` with some rows after another, in fp32.
     fn for_chunks(&self, mut each: impl FnMut(Tensor) -> Result<(), TchError>) -> Result<(), TchError> {
         match self {
             Self::Plain(weight) => {
-                let mut chunks = Segment::cover(weight.size()[0], (TILE / weight.size()[1].max(1)).max(1));
+                let mut chunks = Segment::cover(weight.size()[0], tile_rows(weight.size()[1], 1).cast_signed());
                 chunks.try_for_each(|rows| each(rows.narrow(weight)?))
             }
             Self::Packed(parts) => {
-                parts.iter().try_for_each(|part| part.for_tiles(Columns::default(), |_, tile| each(tile)))
+                let widened = |part: &PackedRows, rows| part.widen_rows(rows, Columns::default());
+                parts
+                    .iter()
+                    .try_for_each(|part| part.tiles(part.width, 1).try_for_each(|rows| each(widened(part, rows)?)))
             }
         }
     }
@@ -185,9 +212,17 @@ impl Weight {
 pub(crate) struct Packed {
     parts: Vec<PackedRows>,
     /// Index of each input among the packed columns, `[in]`.
-    order: Option<Tensor>,
+    order: Option<ReadOnly>,
     /// Factors of the inputs, `[in]`.
-    inputs: Option<Tensor>,
+    inputs: Option<ReadOnly>,
+}
+
+/// Some rows of one part of a matrix, and the outputs that they are.
+#[derive(Debug, Clone, Copy)]
+struct Tile<'a> {
+    part: &'a PackedRows,
+    rows: Segment,
+    outputs: Segment,
 }
 
 impl Packed {
@@ -197,7 +232,8 @@ impl Packed {
         inputs: Option<&Tensor>,
         device: Device,
     ) -> Result<Self, TchError> {
-        let to_device = |tensor: Option<&Tensor>| tensor.map(|tensor| tensor.f_to_device(device)).transpose();
+        let to_device =
+            |tensor: Option<&Tensor>| tensor.map(|tensor| tensor.f_to_device(device).map(ReadOnly::from)).transpose();
         let parts = parts.iter().map(|part| part.to_device(device)).collect::<Result<_, TchError>>()?;
         Ok(Self { parts, order: to_device(order)?, inputs: to_device(inputs)? })
     }
@@ -205,6 +241,10 @@ impl Packed {
     /// Number of outputs.
     pub(crate) fn outputs(&self) -> i64 {
         self.parts.iter().map(PackedRows::len).sum()
+    }
+
+    fn width(&self) -> i64 {
+        self.parts.first().map_or(0, PackedRows::width)
     }
 
     /// Memory in bytes.
@@ -223,19 +263,18 @@ impl Packed {
         sum: Option<&Tensor>,
         row_count: RowCount,
     ) -> Result<Tensor, TchError> {
-        let mut products = Vec::new();
-        self.for_tiles(|start, tile| {
-            let len = tile.size()[0];
-            let bias = bias.map(|bias| bias.f_narrow(0, start, len)).transpose()?;
-            let sum = sum.map(|sum| sum.f_narrow(1, start, len)).transpose()?;
-            let tile = tile.f_to_kind(x.kind())?.f_transpose(0, 1)?;
-            products.push(linear(x, &tile, bias.as_ref(), sum.as_ref(), row_count)?);
-            Ok(())
-        })?;
-        match products.len() {
-            1 => Ok(products.swap_remove(0)),
-            _ => Tensor::f_cat(&products, 1),
-        }
+        let [bias, sum] = [bias, sum].map(|tensor| tensor.map(ReadOnly::new));
+        let (x, columns) = (ReadOnly::new(x), Segment { start: 0, len: self.width() });
+        let is_on_cpu = x.device() == Device::Cpu;
+        let tiles = self.tiles(columns.len, if is_on_cpu { n_threads() } else { 1 });
+        let product = |tile: &Tile<'_>| {
+            let bias = bias.as_ref().map(|bias| tile.outputs.narrow(bias)).transpose()?;
+            let sum = sum.as_ref().map(|sum| tile.outputs.narrow_dim(sum, 1)).transpose()?;
+            let weight = self.widen(tile, columns)?.f_to_kind(x.kind())?.f_transpose(0, 1)?;
+            linear(&x, &weight, bias.as_ref(), sum.as_ref(), row_count)
+        };
+        let compute = |range: Range<usize>| tiles[range].iter().map(product).collect::<Result<Vec<Tensor>, TchError>>();
+        joined(if is_on_cpu { map_ranges(tiles.len(), compute)? } else { vec![compute(0..tiles.len())?] })
     }
 
     /// Returns `grad [n, out]` times the matrix, plus `sum [n, in]` if given: `[n, in]`.
@@ -245,32 +284,82 @@ impl Packed {
         sum: Option<&Tensor>,
         row_count: RowCount,
     ) -> Result<Tensor, TchError> {
-        let mut result = sum.map(|sum| sum.f_to_kind(Kind::Float)).transpose()?;
-        self.for_tiles(|start, tile| {
-            let grad = grad.f_narrow(1, start, tile.size()[0])?;
-            let tile = tile.f_to_kind(grad.kind())?;
-            result = Some(match (grad.kind(), result.take()) {
-                (Kind::Float, sum) => linear(&grad, &tile, None, sum.as_ref(), row_count)?,
-                // Products of 16 bits are added up in fp32.
-                (_, None) => linear(&grad, &tile, None, None, row_count)?.f_to_kind(Kind::Float)?,
-                (_, Some(sum)) => sum.f_add(&linear(&grad, &tile, None, None, row_count)?)?,
-            });
-            Ok(())
-        })?;
-        let result = result.ok_or_else(|| TchError::Shape("a matrix without rows".to_owned()))?;
-        result.f_to_kind(grad.kind())
+        let kind = grad.kind();
+        let sum = sum.map(|sum| sum.f_to_kind(Kind::Float)).transpose()?.map(ReadOnly::from);
+        let (grad, columns) = (ReadOnly::new(grad), self.columns());
+        let product = |columns: &Segment| -> Result<Tensor, TchError> {
+            let sum = sum.as_ref().map(|sum| columns.narrow_dim(sum, 1)).transpose()?;
+            let add = |sum: Option<Tensor>, tile: Tile<'_>| -> Result<Option<Tensor>, TchError> {
+                let grad = tile.outputs.narrow_dim(&grad, 1)?;
+                let weight = self.widen(&tile, *columns)?.f_to_kind(kind)?;
+                Ok(Some(match (kind, sum) {
+                    (Kind::Float, sum) => linear(&grad, &weight, None, sum.as_ref(), row_count)?,
+                    // Products of 16 bits are added up in fp32.
+                    (_, None) => linear(&grad, &weight, None, None, row_count)?.f_to_kind(Kind::Float)?,
+                    (_, Some(sum)) => sum.f_add(&linear(&grad, &weight, None, None, row_count)?)?,
+                }))
+            };
+            let product = self.tiles(columns.len, 1).into_iter().try_fold(sum, add)?;
+            product.ok_or_else(|| TchError::Shape("a matrix without rows".to_owned()))
+        };
+        let compute =
+            |range: Range<usize>| columns[range].iter().map(product).collect::<Result<Vec<Tensor>, TchError>>();
+        joined(map_ranges(columns.len(), compute)?)?.f_to_kind(kind)
     }
 
-    /// Calls `each` with the first output and the numbers of each tile, `[outputs, in]` of fp32.
-    fn for_tiles(&self, mut each: impl FnMut(i64, Tensor) -> Result<(), TchError>) -> Result<(), TchError> {
-        let columns = Columns { order: self.order.as_ref(), factors: self.inputs.as_ref() };
-        let mut first = 0;
+    /// Ranges of inputs, at least one for each thread, whose gradients are computed apart. A single range if inputs cannot be
+    /// divided so, as those that share a factor or are in another order: then all threads compute each product together.
+    fn columns(&self) -> Vec<Segment> {
+        let groups: Option<Vec<usize>> = self.parts.iter().map(|part| part.encoding.group_len()).collect();
+        let group = groups.and_then(|groups| {
+            let largest = groups.iter().copied().max()?;
+            groups.iter().all(|group| largest.is_multiple_of(*group)).then_some(largest as u64)
+        });
+        let is_on_cpu = self.parts.iter().all(|part| part.rows.device() == Device::Cpu);
+        if let Some(group) = group.filter(|_| is_on_cpu && self.order.is_none()) {
+            let (n_threads, inputs) = (n_threads(), self.width().unsigned_abs());
+            let n_ranges = inputs.div_ceil(COLUMNS).next_multiple_of(n_threads);
+            let len = inputs.div_ceil(n_ranges).next_multiple_of(group).max(group);
+            if inputs.div_ceil(len) >= n_threads {
+                return Segment::cover(self.width(), len.cast_signed()).collect();
+            }
+        }
+        vec![Segment { start: 0, len: self.width() }]
+    }
+
+    /// Tiles of `width` columns of all parts, in the order of the outputs.
+    fn tiles(&self, width: i64, n_threads: u64) -> Vec<Tile<'_>> {
+        let (mut tiles, mut first) = (Vec::new(), 0);
         for part in &self.parts {
-            part.for_tiles(columns, |start, tile| each(first + start, tile))?;
+            let tile = |rows: Segment| {
+                let outputs = Segment { start: first + rows.start, len: rows.len };
+                Tile { part, rows, outputs }
+            };
+            tiles.extend(part.tiles(width, n_threads).map(tile));
             first += part.len();
         }
-        Ok(())
+        tiles
     }
+
+    /// Numbers of some columns of a tile, `[outputs, columns]` of fp32.
+    fn widen(&self, tile: &Tile<'_>, columns: Segment) -> Result<Tensor, TchError> {
+        let factors = self.inputs.as_ref().map(|factors| columns.narrow(factors)).transpose()?;
+        if columns.len == tile.part.width {
+            let columns = Columns { order: self.order.as_deref(), factors: factors.as_ref() };
+            return tile.part.widen_rows(tile.rows, columns);
+        }
+        tile.part.widen_part(tile.rows, columns, factors.as_ref())
+    }
+}
+
+fn n_threads() -> u64 {
+    u64::from(tch::get_num_threads().unsigned_abs()).max(1)
+}
+
+/// Matrices beside each other, `[n, ..]`.
+fn joined(products: Vec<Vec<Tensor>>) -> Result<Tensor, TchError> {
+    let mut products: Vec<Tensor> = products.into_iter().flatten().collect();
+    if products.len() == 1 { Ok(products.swap_remove(0)) } else { Tensor::f_cat(&products, 1) }
 }
 
 #[cfg(test)]
@@ -306,10 +395,29 @@ mod tests {
         assert_close(&packed.backward(&grad, None, RowCount::Repeated).expect("a product"), &grad.matmul(&matrix));
     }
 
+    /// Parts whose columns can be read alone, in ranges of whole groups; the last range is shorter.
+    #[test]
+    fn gradients_of_ranges_of_inputs_equal_those_of_the_widened_matrix() {
+        let (n, inner) = (5, 3 * COLUMNS.cast_signed() + 192);
+        let encodings = [RowEncoding::Nf4, RowEncoding::F16];
+        let pack = |encoding| PackedRows::pack(&random([70, inner]), encoding).expect("rows");
+        let (parts, factors) = (encodings.map(pack), random([inner]));
+        let packed = Packed::new(&parts, None, Some(&factors), Device::Cpu).expect("a matrix");
+        let ranges = packed.columns();
+        assert!(ranges.len() as u64 >= n_threads().max(4) && ranges.iter().all(|range| range.start % 64 == 0));
+        assert_eq!(ranges.iter().map(|range| range.len).sum::<i64>(), inner);
+        let matrix = Weight::Packed(parts.into()).into_plain().expect("numbers") * &factors;
+        let (grad, sum) = (random([n, 140]), random([n, inner]));
+        let found = packed.backward(&grad, Some(&sum), RowCount::Repeated).expect("a product");
+        assert_close(&found, &(grad.matmul(&matrix) + sum));
+        let product = packed.forward(&random([n, inner]), None, None, RowCount::Repeated).expect("a product");
+        assert_eq!(product.size(), [n, 140]);
+    }
+
     #[test]
     fn products_of_16_bits_are_summed_in_fp32() {
         tch::manual_seed(1);
-        let (inner, outputs) = (64, 8 * TILE / 64);
+        let (inner, outputs) = (64, 8 * TILE.end().cast_signed() / 64);
         let weight = random([outputs, inner]);
         let rows = PackedRows::pack(&weight, RowEncoding::Bf16).expect("rows");
         let packed = Packed::new(&[rows], None, None, Device::Cpu).expect("a matrix");
@@ -330,7 +438,7 @@ mod tests {
         let rounded = packed.pack(RowEncoding::Int8).expect("rows");
         let whole = weight.to_kind(Kind::Half).to_kind(Kind::Float);
         let expected = PackedRows::pack(&whole, RowEncoding::Int8).expect("rows");
-        assert_eq!(rounded.rows, expected.rows);
+        assert_eq!(*rounded.rows, *expected.rows);
         let vector = random([1600]);
         assert_close(&packed.product(&vector).expect("a product"), &whole.mv(&vector));
     }
