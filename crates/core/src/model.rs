@@ -27,10 +27,12 @@ macro_rules! families {
 families! {
     Bloom = "bloom",
     Cohere = "cohere",
+    Cohere2 = "cohere2",
     Falcon = "falcon",
     Gemma = "gemma",
     Gemma2 = "gemma2",
     Gemma3 = "gemma3_text",
+    Glm = "glm",
     Glm4 = "glm4",
     Gpt2 = "gpt2",
     GptNeox = "gpt_neox",

@@ -43,7 +43,7 @@ NAMES = [
     "phi3-longrope", "bloom", "falcon-7b", "falcon-40b", "falcon-11b", "falcon-rw", "gpt2", "gpt-neox",
     "gpt-neox-sequential", "opt", "stablelm", "stablelm-parallel", "olmo2", "smollm3",
     "granite", "qwen2-moe", "qwen3-moe", "glm4", "cohere", "olmo3", "gpt-oss", "phimoe", "stablelm-norms",
-    "cohere-norms",
+    "cohere-norms", "glm", "cohere2",
 ]
 LORA = dict(r=4, lora_alpha=6)
 # Options by the sites of the model, and the models.

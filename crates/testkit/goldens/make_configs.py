@@ -75,15 +75,18 @@ BASES = {
     "olmo3": dict(model_type="olmo3", **GATED, sliding_window=8, layer_types=["sliding_attention", "full_attention"]),
     "gpt_oss": dict(model_type="gpt_oss", **GATED, head_dim=16, num_local_experts=5, sliding_window=8),
     "phimoe": dict(model_type="phimoe", **GATED, num_local_experts=5, router_jitter_noise=0.3),
+    "glm": dict(model_type="glm", **GATED, head_dim=16),
+    "cohere2": dict(model_type="cohere2", **GATED, sliding_window=8),
 }
 # Later families: their cases come last, so that the tensors of the others keep their numbers.
 LATER = ["olmo2", "smollm3", "granite", "qwen2_moe", "qwen3_moe", "glm4", "cohere", "olmo3", "gpt_oss", "phimoe"]
-ROTARY = [name for name in BASES if name not in ("bloom", "gpt2", "opt", *LATER)]
+LATEST = ["glm", "cohere2"]
+ROTARY = [name for name in BASES if name not in ("bloom", "gpt2", "opt", *LATER, *LATEST)]
 
 LLAMA3 = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0)
 YARN = dict(rope_type="yarn", factor=4.0)
 # Numbers of a head that turn: a quarter where the class says so.
-PAIRS = {"gpt_neox": 2, "stablelm": 2, "glm4": 4}
+PAIRS = {"gpt_neox": 2, "stablelm": 2, "glm4": 4, "glm": 4}
 
 
 def longrope(base):
@@ -405,20 +408,34 @@ def gpt_oss_cases(both):
     yield case(base, "default", "head_dim", without=["head_dim"])
 
 
+def family_cases(base):
+    """Sizes, positions, epsilon and biases."""
+    yield from dict(olmo3=olmo3_cases, phimoe=phimoe_cases).get(base, lambda: rotary_cases(base))()
+    heads = {"num_attention_heads": 32} if "moe" in base or base == "gpt_oss" else {}
+    yield case(base, "default", "num_key_value_heads", heads, ["num_key_value_heads"])
+    is_cohere = base.startswith("cohere")
+    for without in (["intermediate_size"], ["vocab_size"], ["max_position_embeddings"],
+                    ["num_attention_heads", "num_key_value_heads"]):
+        size = {"hidden_size": 256} if is_cohere and "num_attention_heads" in without else {}
+        yield case(base, "default", ", ".join(without), size, without)
+    eps = "layer_norm_eps" if is_cohere else "rms_norm_eps"
+    yield case(base, "default", eps, unlike=[{eps: 1e-2}])
+    bias = "qkv_bias" if base == "qwen2_moe" else "attention_bias"
+    yield case(base, "spelling", bias, {bias: base not in ("qwen2_moe", "glm", "glm4", "gpt_oss")}, unlike=[{}])
+
+
+def glm_cases(base):
+    quarter = dict(rope_type="default", partial_rotary_factor=0.25)
+    yield case(base, "default", "partial_rotary_factor", unlike=[{"partial_rotary_factor": 1.0}])
+    yield case(base, "spelling", "partial_rotary_factor", {"partial_rotary_factor": 0.75}, unlike=[{}])
+    yield case(base, "places", "partial_rotary_factor", {"partial_rotary_factor": 0.75, "rope_parameters": quarter})
+    yield case(base, "default", "head_dim", without=["head_dim"])
+
+
 def later_cases():
     both = ["full_attention", "sliding_attention"]
     for base in LATER:
-        yield from dict(olmo3=olmo3_cases, phimoe=phimoe_cases).get(base, lambda: rotary_cases(base))()
-        heads = {"num_attention_heads": 32} if "moe" in base or base == "gpt_oss" else {}
-        yield case(base, "default", "num_key_value_heads", heads, ["num_key_value_heads"])
-        for without in (["intermediate_size"], ["vocab_size"], ["max_position_embeddings"],
-                        ["num_attention_heads", "num_key_value_heads"]):
-            size = {"hidden_size": 256} if base == "cohere" and "num_attention_heads" in without else {}
-            yield case(base, "default", ", ".join(without), size, without)
-        eps = "layer_norm_eps" if base == "cohere" else "rms_norm_eps"
-        yield case(base, "default", eps, unlike=[{eps: 1e-2}])
-        bias = "qkv_bias" if base == "qwen2_moe" else "attention_bias"
-        yield case(base, "spelling", bias, {bias: base not in ("qwen2_moe", "glm4", "gpt_oss")}, unlike=[{}])
+        yield from family_cases(base)
     yield case("olmo2", "unused", "windows", {"sliding_window": 4, "layer_types": both, "use_sliding_window": True})
     every = {"no_rope_layer_interval": 2}
     yield case("smollm3", "default", "no_rope_layer_interval", {"num_hidden_layers": 4},
@@ -447,11 +464,7 @@ def later_cases():
         yield case(base, "spelling", "sliding_window", used, unlike=[{}])
         yield case(base, "places", "layer_types", {**used, "layer_types": both[::-1]}, unlike=[{}])
         yield case(base, "places", "num_experts and num_local_experts", {"num_local_experts": 10, "num_experts": 11})
-    quarter = dict(rope_type="default", partial_rotary_factor=0.25)
-    yield case("glm4", "default", "partial_rotary_factor", unlike=[{"partial_rotary_factor": 1.0}])
-    yield case("glm4", "spelling", "partial_rotary_factor", {"partial_rotary_factor": 0.75}, unlike=[{}])
-    yield case("glm4", "places", "partial_rotary_factor", {"partial_rotary_factor": 0.75, "rope_parameters": quarter})
-    yield case("glm4", "default", "head_dim", without=["head_dim"])
+    yield from glm_cases("glm4")
     yield case("cohere", "unused", "logit_scale, rms_norm_eps", {"logit_scale": 0.5, "rms_norm_eps": 0.5})
     yield case("qwen2_moe", "spelling", "max_window_layers", {
         "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}, unlike=[{"sliding_window": 4,
@@ -476,6 +489,23 @@ def norm_cases():
     yield case("cohere", "null", "use_qk_norm", {"use_qk_norm": None})
 
 
+def latest_cases():
+    for base in LATEST:
+        yield from family_cases(base)
+    yield from glm_cases("glm")
+    base, full = "cohere2", "full_attention"
+    yield case(base, "unused", "logit_scale, rms_norm_eps, use_qk_norm", {
+        "logit_scale": 0.5, "rms_norm_eps": 0.5, "use_qk_norm": True})
+    yield case(base, "default", "sliding_window", without=["sliding_window"], unlike=[{}])
+    five = {"num_hidden_layers": 5}
+    yield case(base, "default", "sliding_window_pattern", five, unlike=[{**five, "sliding_window_pattern": 5}])
+    yield case(base, "spelling", "sliding_window_pattern", {"sliding_window_pattern": 2}, unlike=[{}])
+    yield case(base, "places", "layer_types and sliding_window_pattern", {
+        "sliding_window_pattern": 2, "layer_types": [full, "sliding_attention"]}, unlike=[{"sliding_window_pattern": 2}])
+    yield case(base, "places", "layer_types without windows", {"layer_types": [full] * 2}, unlike=[{}])
+    yield case(base, "spelling", "head_dim", {"head_dim": 8}, unlike=[{}])
+
+
 def cases():
     for base in ROTARY:
         yield from rotary_cases(base)
@@ -484,6 +514,7 @@ def cases():
     yield from other_cases()
     yield from later_cases()
     yield from norm_cases()
+    yield from latest_cases()
 
 
 def weights(name, shape, gemma):

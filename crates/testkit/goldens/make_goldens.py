@@ -243,6 +243,9 @@ MODELS = {
     "stablelm-norms": auto("stablelm", **llama(
         num_hidden_layers=2, use_parallel_residual=True, qk_layernorm=True, layer_norm_eps=1e-3)),
     "cohere-norms": auto("cohere", **llama(num_hidden_layers=2, layer_norm_eps=1e-3, use_qk_norm=True)),
+    "glm": auto("glm", **llama(num_hidden_layers=2, head_dim=16, rope_parameters=dict(
+        rope_type="default", rope_theta=1000.0, partial_rotary_factor=0.5))),
+    "cohere2": auto("cohere2", **llama(num_hidden_layers=4, layer_norm_eps=1e-3, logit_scale=0.25, sliding_window=6)),
     # Heads that the class has by default, as published files leave them out.
     "gemma3-vision": (Gemma3TextForSequenceClassification, Gemma3TextConfig(**llama(
         **GEMMA3 | dict(num_attention_heads=8, num_key_value_heads=4), sliding_window_pattern=2,
@@ -251,7 +254,7 @@ MODELS = {
         num_hidden_layers=2, head_dim=12, sliding_window=None,
         rope_parameters=dict(rope_type="default", rope_theta=1000.0))),
 }
-SEEDS = {"stablelm-norms": 200, "cohere-norms": 201, "gemma3-vision": 202, "mistral-vision": 203}
+SEEDS = {"stablelm-norms": 200, "cohere-norms": 201, "gemma3-vision": 202, "mistral-vision": 203, "glm": 204, "cohere2": 205}
 # Text models that are saved as a part of a multimodal model: its `model_type`, and the options of its image encoder.
 ENCODER = dict(
     hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4)
@@ -291,6 +294,9 @@ TELLS = {
     "qwen3-moe": [dict(num_experts_per_tok=2), dict(norm_topk_prob=False)],
     "glm4": [dict(rope_parameters=dict(rope_type="default", rope_theta=1000.0, partial_rotary_factor=1.0))],
     "cohere": [dict(layer_norm_eps=1e-5)],
+    "glm": [dict(rope_parameters=dict(rope_type="default", rope_theta=1000.0, partial_rotary_factor=1.0))],
+    "cohere2": [dict(sliding_window=99), dict(layer_types=["sliding_attention"] * 4),
+                dict(layer_types=["full_attention"] * 4)],
     "stablelm-norms": [dict(layer_norm_eps=1e-5)],
     "cohere-norms": [dict(layer_norm_eps=1e-5)],
     "gemma3-vision": [dict(query_pre_attn_scalar=12), dict(layer_types=["sliding_attention"] * 3)],

@@ -2,9 +2,11 @@
 
 mod bloom;
 mod cohere;
+mod cohere2;
 mod experts;
 mod falcon;
 mod gemma;
+mod glm;
 mod glm4;
 mod gpt2;
 mod gpt_neox;
@@ -38,10 +40,12 @@ use crate::weights::{LoadError, Reader};
 const FAMILIES: &[&FamilySpec] = &[
     &bloom::SPEC,
     &cohere::SPEC,
+    &cohere2::SPEC,
     &falcon::SPEC,
     &gemma::GEMMA,
     &gemma::GEMMA2,
     &gemma::GEMMA3,
+    &glm::SPEC,
     &glm4::SPEC,
     &gpt2::SPEC,
     &gpt_neox::SPEC,

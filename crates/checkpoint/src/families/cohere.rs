@@ -32,9 +32,14 @@ pub(super) const SPEC: FamilySpec = FamilySpec {
 };
 
 fn read_config(keys: Keys<'_>, spec: &FamilySpec) -> Result<ModelConfig, OpenError> {
+    let config = read_parallel(keys, spec)?;
+    Ok(ModelConfig { has_head_norms: keys.flag("use_qk_norm")?, ..config })
+}
+
+/// Reads all but norms of heads.
+pub(super) fn read_parallel(keys: Keys<'_>, spec: &FamilySpec) -> Result<ModelConfig, OpenError> {
     let config = llama::read_config(keys, spec)?;
     let factor = keys.optional_positive("logit_scale")?.unwrap_or(0.0625);
     let factors = Factors { logits: Some(factor).filter(|factor| *factor != 1.0), ..config.factors };
-    let has_head_norms = keys.flag("use_qk_norm")?;
-    Ok(ModelConfig { factors, is_parallel: true, has_head_norms, ..config })
+    Ok(ModelConfig { factors, is_parallel: true, ..config })
 }

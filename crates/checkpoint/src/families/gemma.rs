@@ -130,7 +130,11 @@ fn scale(keys: Keys<'_>) -> Result<Option<f64>, OpenError> {
 }
 
 /// Size of the window, and for each block true if it has the window: all but every `period`th, unless stated.
-fn windowed_blocks(keys: Keys<'_>, n_blocks: usize, period: usize) -> Result<(Option<usize>, Vec<bool>), OpenError> {
+pub(super) fn windowed_blocks(
+    keys: Keys<'_>,
+    n_blocks: usize,
+    period: usize,
+) -> Result<(Option<usize>, Vec<bool>), OpenError> {
     let size = keys.count_unless_null("sliding_window", 4096)?;
     let usual = || (0..n_blocks).map(|block_idx| (block_idx + 1) % period != 0).collect();
     Ok((size, layer_types(keys, n_blocks)?.unwrap_or_else(usual)))

@@ -2,8 +2,10 @@
 
 mod bloom;
 mod cohere;
+mod cohere2;
 mod falcon;
 mod gemma;
+mod glm;
 mod glm4;
 mod gpt2;
 mod gpt_neox;
@@ -41,10 +43,12 @@ use crate::multimodal::{MULTIMODAL, multimodal_type, text_keys};
 const FAMILIES: &[&FamilySpec] = &[
     &bloom::SPEC,
     &cohere::SPEC,
+    &cohere2::SPEC,
     &falcon::SPEC,
     &gemma::GEMMA,
     &gemma::GEMMA2,
     &gemma::GEMMA3,
+    &glm::SPEC,
     &glm4::SPEC,
     &gpt2::SPEC,
     &gpt_neox::SPEC,

@@ -22,8 +22,8 @@ fn family() -> impl Strategy<Value = Family> {
 fn scaled() -> impl Strategy<Value = Family> {
     use Family::*;
     select(vec![
-        Cohere, Glm4, Granite, Llama, Mistral, Mixtral, Olmo2, Qwen2, Qwen2Moe, Qwen3, Qwen3Moe, Smollm3, Gemma,
-        Gemma2, Falcon, Stablelm, GptNeox, GptOss,
+        Cohere, Cohere2, Glm, Glm4, Granite, Llama, Mistral, Mixtral, Olmo2, Qwen2, Qwen2Moe, Qwen3, Qwen3Moe, Smollm3,
+        Gemma, Gemma2, Falcon, Stablelm, GptNeox, GptOss,
     ])
 }
 

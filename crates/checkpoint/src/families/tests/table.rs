@@ -40,10 +40,12 @@ const GEMMAS: [Family; 3] = [Gemma, Gemma2, Gemma3];
 const LATER_GEMMAS: [Family; 2] = [Gemma2, Gemma3];
 const LEARNED_OR_ALIBI: [Family; 3] = [Bloom, Gpt2, Opt];
 /// Families with a Llama's keys of sizes and norms.
-const RMS: [Family; 18] = [
+const RMS: [Family; 19] = [
     Granite, Llama, Mistral, Mixtral, Olmo2, Qwen2, Qwen2Moe, Qwen3, Qwen3Moe, Smollm3, Gemma, Gemma2, Gemma3, Phi3,
-    Glm4, Olmo3, GptOss, Phimoe,
+    Glm, Glm4, Olmo3, GptOss, Phimoe,
 ];
+const COHERES: [Family; 2] = [Cohere, Cohere2];
+const GLMS: [Family; 2] = [Glm, Glm4];
 
 fn all_but(families: &[Family]) -> Vec<Family> {
     Family::ALL.into_iter().filter(|family| !families.contains(family)).collect()
@@ -72,7 +74,7 @@ pub(super) fn table() -> Vec<Row> {
 }
 
 fn sizes() -> Vec<Row> {
-    let grouped = [RMS.as_slice(), &[Cohere, Stablelm]].concat();
+    let grouped = [RMS.as_slice(), &COHERES, &[Stablelm]].concat();
     let mut gated = [grouped.as_slice(), &[GptNeox]].concat();
     gated.retain(|family| !QWEN_EXPERTS.contains(family));
     let mut rows = vec![
@@ -80,7 +82,7 @@ fn sizes() -> Vec<Row> {
         row("hidden_size", &Family::ALL, Read(json!(128))),
         row("num_hidden_layers", &Family::ALL, Read(json!(3))),
         row("num_attention_heads", &Family::ALL, Read(json!(2))),
-        row("head_dim", &[RMS.as_slice(), &[Cohere]].concat(), Read(json!(8))),
+        row("head_dim", &[RMS.as_slice(), &COHERES].concat(), Read(json!(8))),
         row("head_dim", &[Stablelm, GptNeox], Refused(json!(8))),
         row("head_dim", &[Falcon, Bloom, Gpt2, Opt], Unused(json!(8))),
         row("n_positions", &[Gpt2], Read(json!(9))),
@@ -102,7 +104,7 @@ fn sizes() -> Vec<Row> {
 }
 
 fn norms_and_activations() -> Vec<Row> {
-    let silu = [LLAMAS.as_slice(), &[Cohere, Glm4, Olmo3, Phi3, Phimoe, Stablelm]].concat();
+    let silu = [LLAMAS.as_slice(), &COHERES, &GLMS, &[Olmo3, Phi3, Phimoe, Stablelm]].concat();
     let mut rows = vec![
         row("hidden_act", &silu, Refused(json!("gelu"))),
         row("hidden_act", &[Gemma], Refused(json!("relu"))),
@@ -116,15 +118,15 @@ fn norms_and_activations() -> Vec<Row> {
     rows.extend(read_by("swiglu_alpha", &[GptOss], json!(1.5)));
     rows.extend(read_by("swiglu_limit", &[GptOss], json!(3.0)));
     rows.extend(read_by("rms_norm_eps", &RMS, json!(0.01)));
-    rows.extend(read_by("layer_norm_eps", &[Cohere, Stablelm, GptNeox], json!(0.01)));
+    rows.extend(read_by("layer_norm_eps", &[COHERES.as_slice(), &[Stablelm, GptNeox]].concat(), json!(0.01)));
     rows.extend(read_by("layer_norm_epsilon", &[Falcon, Bloom, Gpt2], json!(0.01)));
     rows.extend(read_by("init_std", &[Opt], json!(0.5)));
     rows
 }
 
 fn positions() -> Vec<Row> {
-    let scaled = [LLAMAS.as_slice(), &[Cohere, Gemma, Gemma2, Glm4, GptOss, Stablelm, Falcon, GptNeox]].concat();
-    let whole = [LLAMAS.as_slice(), &GEMMAS, &[Cohere, Falcon, GptOss, Olmo3, Phimoe]].concat();
+    let scaled = [LLAMAS.as_slice(), &COHERES, &GLMS, &[Gemma, Gemma2, GptOss, Stablelm, Falcon, GptNeox]].concat();
+    let whole = [LLAMAS.as_slice(), &GEMMAS, &COHERES, &[Falcon, GptOss, Olmo3, Phimoe]].concat();
     // Families with positions for each kind of block.
     let by_kind = [Gemma3, Olmo3];
     let linear = json!({"rope_type": "linear", "factor": 2.0});
@@ -138,7 +140,7 @@ fn positions() -> Vec<Row> {
         row("rope_parameters", &[LEARNED_OR_ALIBI.as_slice(), &by_kind].concat(), Unused(linear)),
         row("rope_parameters", &by_kind, Read(nested.clone())),
         row("rope_parameters", &[scaled.as_slice(), &[Phi3, Phimoe]].concat(), Refused(nested)),
-        row("partial_rotary_factor", &[Glm4, Stablelm, Phi3], Read(json!(0.75))),
+        row("partial_rotary_factor", &[GLMS.as_slice(), &[Stablelm, Phi3]].concat(), Read(json!(0.75))),
         row("partial_rotary_factor", &whole, Refused(json!(0.5))),
         row("partial_rotary_factor", &[GptNeox, Bloom, Gpt2, Opt], Unused(json!(0.5))),
         // GPT-OSS has scaled positions by default.
@@ -160,11 +162,11 @@ fn positions() -> Vec<Row> {
 }
 
 fn scores() -> Vec<Row> {
-    let windows = [Mistral, Mixtral, Phi3, Phimoe, Gemma2, Gemma3, GptOss, Olmo3];
+    let windows = [Mistral, Mixtral, Phi3, Phimoe, Cohere2, Gemma2, Gemma3, GptOss, Olmo3];
     let types = json!(["full_attention", "sliding_attention", "attention", "full_attention"]);
     let used = json!({"use_sliding_window": true, "sliding_window": 4});
     let window = json!({"sliding_window": 4});
-    let by_type = [Mistral, Gemma2, Gemma3, GptOss, Olmo3];
+    let by_type = [Mistral, Cohere2, Gemma2, Gemma3, GptOss, Olmo3];
     let with_flag = [WINDOWED_QWENS.as_slice(), &[Smollm3]].concat();
     let mut rows = vec![
         row("is_causal", &Family::ALL, Refused(json!(false))),
@@ -179,8 +181,8 @@ fn scores() -> Vec<Row> {
         beside(json!({"use_sliding_window": true}), row("sliding_window", &[Smollm3], Read(json!(4)))),
         beside(window.clone(), row("layer_types", &by_type, Read(types.clone()))),
         beside(window, row("layer_types", &all_but(&[by_type.as_slice(), &with_flag].concat()), Unused(types))),
-        beside(json!({"sliding_window": 4}), row("sliding_window_pattern", &[Gemma3], Read(json!(2)))),
-        row("sliding_window_pattern", &all_but(&[Gemma3]), Unused(json!(2))),
+        beside(json!({"sliding_window": 4}), row("sliding_window_pattern", &[Cohere2, Gemma3], Read(json!(2)))),
+        row("sliding_window_pattern", &all_but(&[Cohere2, Gemma3]), Unused(json!(2))),
     ];
     rows.extend(read_by("sliding_window", &windows, json!(4)));
     rows.extend(read_by("query_pre_attn_scalar", &LATER_GEMMAS, json!(16)));
@@ -221,7 +223,7 @@ fn architectures() -> Vec<Row> {
     rows.extend(read_by("new_decoder_architecture", &[Falcon], json!(true)));
     rows.extend(read_by("multi_query", &[Falcon], json!(false)));
     rows.extend(read_by("parallel_attn", &[Falcon], json!(false)));
-    rows.extend(read_by("logit_scale", &[Cohere], json!(0.5)));
+    rows.extend(read_by("logit_scale", &COHERES, json!(0.5)));
     rows.extend(read_by("use_qk_norm", &[Cohere], json!(true)));
     rows.extend(refused_by("add_cross_attention", &[Gpt2], json!(true)));
     rows.extend(refused_by("apply_residual_connection_post_layernorm", &[Bloom], json!(true)));
@@ -352,7 +354,7 @@ fn absent_key_has_the_default_of_the_class() {
 
 /// Precedence of keys with the same meaning: families, both keys, and the key that counts.
 fn precedence() -> Vec<(Vec<Family>, Value, Value)> {
-    let of_whole_heads = [LLAMAS.as_slice(), &[Cohere, Gemma, Gemma2, Falcon]].concat();
+    let of_whole_heads = [LLAMAS.as_slice(), &COHERES, &[Gemma, Gemma2, Falcon]].concat();
     let linear = json!({"rope_type": "linear", "factor": 2.0});
     let with_theta = merged(linear.clone(), &json!({"rope_theta": 77.0}));
     let default = json!({"rope_type": "default", "rope_theta": 5.0});
@@ -388,7 +390,7 @@ fn precedence() -> Vec<(Vec<Family>, Value, Value)> {
             json!({"rotary_emb_base": 5.0, "rotary_pct": 0.5, "rope_parameters": neox}),
             json!({"rotary_emb_base": 77.0, "rotary_pct": 1.0}),
         ),
-        (vec![Glm4, Stablelm, Phi3], json!({"partial_rotary_factor": 0.25, "rope_parameters": half}), half),
+        (vec![Glm, Glm4, Stablelm, Phi3], json!({"partial_rotary_factor": 0.25, "rope_parameters": half}), half),
         (vec![Phi3], phi3(longrope), phi3(shorter)),
         (
             vec![Gemma3],
