@@ -1,24 +1,29 @@
 //! Integers in words of compressed-tensors (`pack-quantized`): `X.weight_packed [outputs, inputs * bits / 32]`, packed along
 //! the inputs, `X.weight_scale [outputs, groups]` and, for asymmetric schemes, `X.weight_zero_point
-//! [outputs * bits / 32, groups]`, packed along the outputs. `X.weight_g_idx` is as in GPTQ.
+//! [outputs * bits / 32, groups]`, packed along the outputs. Words at the end of a row, or of a column of zeros, may have places
+//! without a number. `X.weight_g_idx` is as in GPTQ.
 
 use safetensors::Dtype;
+use sepal_core::ModelConfig;
 
 use super::config::Packed;
 use super::gptq::FACTORS;
 use super::grouped::{Grouped, IN_ORDER, Offset, Words, Zeros};
 use super::parts::Parts;
+use super::shapes::layer_shape;
 use super::{Kind, Layer};
 use crate::error::OpenError;
 
 /// Folds all layers with `weight_packed`.
-pub(super) fn fold(parts: &mut Parts<'_>, packed: &Packed) -> Result<(), OpenError> {
+pub(super) fn fold(parts: &mut Parts<'_>, packed: &Packed, config: &ModelConfig) -> Result<(), OpenError> {
     let &Packed { bits, group, is_symmetric } = packed;
     for layer in parts.layers_with("weight_packed", None) {
         let weight = parts.require(&layer, "weight_packed")?;
         parts.check_dtype((&layer, "weight_packed"), &weight, &[Dtype::I32])?;
         let [outputs, words] = parts.matrix(&layer, "weight_packed", &weight)?;
-        let inputs = words * 32 / bits;
+        let places = words * 32 / bits;
+        let stated = layer_shape(config, &layer, outputs * places).map(|[_, inputs]| inputs);
+        let inputs = stated.filter(|inputs| (inputs * bits).div_ceil(32) == words).unwrap_or(places);
         let group = group.unwrap_or(inputs).min(inputs);
         let groups = inputs.div_ceil(group);
         let scales = parts.require(&layer, "weight_scale")?;
@@ -32,8 +37,7 @@ pub(super) fn fold(parts: &mut Parts<'_>, packed: &Packed) -> Result<(), OpenErr
                 [groups, 1]
             }
         };
-        let zeros = if is_symmetric {
-            parts.take(&layer, "weight_zero_point");
+        let zeros = if is_symmetric && !parts.has(&layer, "weight_zero_point") {
             Zeros::Constant(1 << (bits - 1))
         } else {
             let stored = parts.require(&layer, "weight_zero_point")?;

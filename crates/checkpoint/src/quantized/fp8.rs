@@ -22,6 +22,7 @@ pub(crate) struct Fp8 {
     factors: Stored,
     /// Outputs and inputs that share a factor.
     block: [usize; 2],
+    zero_points: Option<Stored>,
 }
 
 /// Names of factors.
@@ -49,17 +50,17 @@ pub(super) fn fold(parts: &mut Parts<'_>, block: [usize; 2], usual: &'static str
                 return Err(parts.error(&layer, part, problem));
             }
         };
-        // Of a symmetric scheme.
-        parts.take(&layer, "weight_zero_point");
+        let zero_points = parts.take(&layer, "weight_zero_point");
         let main = weight.clone();
-        parts.add((&layer, "weight"), Kind::Fp8, &main, Layer::Fp8(Fp8 { shape, weight, factors, block }))?;
+        let fp8 = Fp8 { shape, weight, factors, block, zero_points };
+        parts.add((&layer, "weight"), Kind::Fp8, &main, Layer::Fp8(fp8))?;
     }
     Ok(())
 }
 
 impl Fp8 {
     pub(super) fn sources(&self) -> Vec<&Stored> {
-        vec![&self.weight, &self.factors]
+        [&self.weight, &self.factors].into_iter().chain(&self.zero_points).collect()
     }
 
     pub(super) fn encoding(&self) -> RowEncoding {
@@ -67,6 +68,7 @@ impl Fp8 {
     }
 
     pub(super) fn encode(&self, sources: &Sources<'_>, rows: Range<usize>) -> Result<Vec<u8>, ReadError> {
+        sources.require_zeros(self.zero_points.as_ref())?;
         let inputs = self.shape[1];
         let factors = sources.floats(&self.factors)?;
         let groups = inputs.div_ceil(self.group());

@@ -25,6 +25,7 @@ pub(crate) struct Int8 {
     factors: Stored,
     divisor: f64,
     order: Option<Stored>,
+    zero_points: Option<Stored>,
 }
 
 /// Folds all layers whose weight is of signed bytes.
@@ -42,11 +43,10 @@ pub(super) fn fold(parts: &mut Parts<'_>, (part, divisor): (&str, f64)) -> Resul
                 return Err(parts.error(&layer, part, problem));
             }
         }
-        // Of a symmetric scheme.
-        parts.take(&layer, "weight_zero_point");
+        let zero_points = parts.take(&layer, "weight_zero_point");
         let order = parts.take(&layer, ORDER);
         let main = weight.clone();
-        let int8 = Int8 { shape, weight, factors, divisor, order };
+        let int8 = Int8 { shape, weight, factors, divisor, order, zero_points };
         parts.add((&layer, "weight"), Kind::Int8, &main, Layer::Int8(int8))?;
     }
     Ok(())
@@ -54,7 +54,7 @@ pub(super) fn fold(parts: &mut Parts<'_>, (part, divisor): (&str, f64)) -> Resul
 
 impl Int8 {
     pub(super) fn sources(&self) -> Vec<&Stored> {
-        [&self.weight, &self.factors].into_iter().chain(&self.order).collect()
+        [&self.weight, &self.factors].into_iter().chain(&self.order).chain(&self.zero_points).collect()
     }
 
     pub(super) fn encode(&self, sources: &Sources<'_>, rows: Range<usize>) -> Result<Vec<u8>, ReadError> {
@@ -67,6 +67,7 @@ impl Int8 {
             );
             return Err(sources.decode(order, problem));
         }
+        sources.require_zeros(self.zero_points.as_ref())?;
         let inputs = self.shape[1];
         let factors = sources.floats(&self.factors)?;
         let factor = |row: usize| (f64::from(factors[if factors.len() == 1 { 0 } else { row }]) / self.divisor) as f32;

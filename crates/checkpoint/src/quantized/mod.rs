@@ -18,6 +18,7 @@ mod grouped;
 mod int8;
 mod nf4;
 mod parts;
+mod shapes;
 mod sources;
 mod widen;
 
@@ -161,7 +162,7 @@ pub(crate) fn fold(
             fp8::fold(&mut parts, *block, fp8::OF_OUTPUTS)?;
             int8::fold(&mut parts, int8::COMPRESSED)?;
             if let Some(packed) = packed {
-                compressed::fold(&mut parts, packed)?;
+                compressed::fold(&mut parts, packed, config)?;
             }
         }
     }

@@ -10,11 +10,11 @@ use sepal_core::{ModelConfig, NF4_LEVELS};
 use serde::Deserialize;
 
 use super::parts::Parts;
+use super::shapes::layer_shape;
 use super::sources::Sources;
 use super::widen::NF4_GROUP;
 use super::{Kind, Layer};
 use crate::error::{OpenError, ReadError};
-use crate::linear_sites::linear_sites;
 use crate::store::Stored;
 
 /// Number of weights that are read at a time, a multiple of [`NF4_GROUP`].
@@ -61,7 +61,7 @@ pub(super) fn fold(parts: &mut Parts<'_>, config: &ModelConfig) -> Result<(), Op
         let n_bytes: usize = numbers.shape.iter().product();
         let unknown =
             || parts.error(&layer, "weight", "is quantized, and the shape of such a layer is unknown".to_owned());
-        let shape = layer_shape(config, &layer, n_bytes).ok_or_else(unknown)?;
+        let shape = layer_shape(config, &layer, n_bytes * 2).ok_or_else(unknown)?;
         if shape[0].checked_mul(shape[1]).map(|numbers| numbers.div_ceil(2)) != Some(n_bytes) {
             let problem = format!("has {n_bytes} bytes, expected two numbers in each of a matrix {shape:?}");
             return Err(parts.error(&layer, "weight", problem));
@@ -85,25 +85,6 @@ pub(super) fn fold(parts: &mut Parts<'_>, config: &ModelConfig) -> Result<(), Op
         parts.add((&layer, "weight"), Kind::Nf4, &main, Layer::Nf4(nf4))?;
     }
     Ok(())
-}
-
-/// Outputs and inputs of a layer; `None` if its name is unknown.
-fn layer_shape(config: &ModelConfig, layer: &str, n_bytes: usize) -> Option<[usize; 2]> {
-    let is_named =
-        |name: &str| layer.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'));
-    if let Some(site) = linear_sites(config).into_iter().find(|site| is_named(&site.name)) {
-        return Some([site.outputs, site.inputs]);
-    }
-    let (hidden, inner) = (config.hidden, n_bytes * 2 / config.hidden.max(1));
-    if ["lm_head", "embed_out"].into_iter().any(is_named) {
-        return Some([config.vocab_size, hidden]);
-    }
-    // Layers of experts, and routers.
-    let of_inner = ["w1", "w3", "gate_proj", "up_proj", "gate", "shared_expert_gate", "router"];
-    if of_inner.into_iter().any(is_named) {
-        return Some([inner, hidden]);
-    }
-    ["w2", "down_proj"].into_iter().any(is_named).then_some([hidden, inner])
 }
 
 impl Nf4 {
@@ -147,7 +128,11 @@ impl Nf4 {
             return Err(sources.decode(&self.state, problem));
         }
         if state.blocksize == 0 || !state.blocksize.is_multiple_of(NF4_GROUP) {
-            let problem = format!("its blocks have {} numbers, supported: multiples of {NF4_GROUP}", state.blocksize);
+            let problem = format!(
+                "its blocks have {} numbers, supported: multiples of {NF4_GROUP}; use the original checkpoint, or quantize it \
+                 again with such blocks",
+                state.blocksize
+            );
             return Err(sources.decode(&self.state, problem));
         }
         Ok(state)
@@ -202,27 +187,4 @@ fn reordered(bytes: &[u8]) -> [u8; NF4_GROUP / 2] {
         None => 7,
     };
     std::array::from_fn(|place| number(place) | number(place + NF4_GROUP / 2) << 4)
-}
-
-#[cfg(test)]
-mod tests {
-    use sepal_core::{Experts, Family};
-
-    use super::*;
-
-    #[test]
-    fn shapes_of_routers_and_experts_follow_from_their_names() {
-        let plain = ModelConfig::plain(Family::Mixtral, 2, 64, 4, 96, 10);
-        let config = ModelConfig { experts: Some(Experts::new(8, 2)), ..plain };
-        for (layer, shape) in [
-            ("model.layers.0.block_sparse_moe.gate", [8, 64]),
-            ("model.layers.0.mlp.shared_expert_gate", [1, 64]),
-            ("model.layers.0.mlp.router", [8, 64]),
-            ("model.layers.0.block_sparse_moe.experts.3.w1", [96, 64]),
-            ("model.layers.0.block_sparse_moe.experts.3.w2", [64, 96]),
-        ] {
-            assert_eq!(layer_shape(&config, layer, shape[0] * shape[1] / 2), Some(shape), "{layer}");
-        }
-        assert_eq!(layer_shape(&config, "model.layers.0.mlp.investigate", 32), None);
-    }
 }

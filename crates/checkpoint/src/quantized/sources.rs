@@ -31,6 +31,16 @@ impl Sources<'_> {
         self.bytes(stored, 0..stored.len as usize)
     }
 
+    /// Error unless all zero points of a layer are 0, as those of symmetric schemes are.
+    pub(super) fn require_zeros(&self, zero_points: Option<&Stored>) -> Result<(), ReadError> {
+        let Some(stored) = zero_points else { return Ok(()) };
+        if self.all_bytes(stored)?.iter().all(|byte| *byte == 0) {
+            return Ok(());
+        }
+        let problem = "its `weight_zero_point` is not 0, as that of a symmetric scheme is; use the original checkpoint";
+        Err(self.decode(stored, problem))
+    }
+
     /// Reads rows of `width` bytes of a tensor, some at a time, and passes each to `encode` with its index.
     pub(super) fn for_each_row(
         &self,

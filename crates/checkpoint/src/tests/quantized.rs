@@ -12,6 +12,7 @@ use super::partial::{ranges_of, write_pieces};
 use super::*;
 use crate::{Part, ReadError, screen, write_outline};
 
+mod compressed;
 mod zeros;
 
 const LAYER: &str = "model.layers.0.mlp.up_proj";
