@@ -48,7 +48,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
         Some(span) => span,
         // A server without a swarm holds all blocks.
         None if swarm.discovery.is_none() && args.max_blocks.is_none() => all_blocks,
-        None => swarm.weakest_span(affordable_blocks(args, &sizes, &free))?,
+        None => swarm.weakest_span(affordable_blocks(args, &sizes, &free)?)?,
     };
     // A server that moves takes as many blocks again.
     let need = check_memory(args, &sizes, span, &free)?;
@@ -299,20 +299,20 @@ fn is_stopped(stopped: &Receiver<()>, server: &BlockServer, pause: Duration) -> 
 }
 
 /// Returns the number of blocks that are allowed and fit into the free memory, at least one.
-fn affordable_blocks(args: &ServeArgs, sizes: &BlockSizes, free: &DeviceMemory) -> usize {
+fn affordable_blocks(args: &ServeArgs, sizes: &BlockSizes, free: &DeviceMemory) -> Result<usize, Failure> {
     let allowed = args.max_blocks.map_or(sizes.n_blocks(), |max| sizes.n_blocks().min(max as usize));
-    let fitting = free.fitting_blocks(sizes, allowed, memory_request(args));
+    let fitting = free.fitting_blocks(sizes, allowed, memory_request(args)?);
     if (1..allowed).contains(&fitting) {
         let memory = free.total().map(|bytes| format!("{} of ", size(bytes))).unwrap_or_default();
         tracing::info!("{fitting} of {allowed} blocks fit into the {memory}free memory");
     }
-    fitting.max(1)
+    Ok(fitting.max(1))
 }
 
 /// Checks that the blocks fit into the free memory, and says so if it is unknown. Returns their need.
 fn check_memory(args: &ServeArgs, sizes: &BlockSizes, span: Span, free: &DeviceMemory) -> Result<MemoryNeed, Failure> {
-    let options = "--blocks, --weights, --max-memory, --tape-budget-mb";
-    let checked = free.check(sizes, span, memory_request(args));
+    let options = "--blocks, --weights, --max-memory, --tape-budget-mb, --adapter-memory-mb";
+    let checked = free.check(sizes, span, memory_request(args)?);
     let need = checked.map_err(|error| format!("{error} ({options})"))?;
     if let Some(device) = free.unknown() {
         let bytes = size(need.weights + need.loading);
@@ -324,16 +324,11 @@ fn check_memory(args: &ServeArgs, sizes: &BlockSizes, span: Span, free: &DeviceM
     Ok(need)
 }
 
-fn memory_request(args: &ServeArgs) -> MemoryRequest {
-    let [tape_bytes, adapter_bytes] = MemoryOptions::from(args).requested_parts();
-    MemoryRequest {
-        // Each device is checked by itself.
-        device: Device::default(),
-        format: args.weights,
-        compute: args.compute_format(),
-        tape_bytes,
-        adapter_bytes,
-    }
+fn memory_request(args: &ServeArgs) -> Result<MemoryRequest, Failure> {
+    let [tapes, adapters, messages] = MemoryOptions::from(args).budgets()?;
+    // Each device is checked by itself.
+    let device = Device::default();
+    Ok(MemoryRequest { device, format: args.weights, compute: args.compute_format(), tapes, adapters, messages })
 }
 
 fn options(args: &ServeArgs, checkpoint: &Checkpoint, memory: ClientMemory, key: &Arc<IdentityKey>) -> ServerOptions {

@@ -1,6 +1,7 @@
 //! Division of the memory of a server among its uses for clients.
 
 use sepal_core::ModelConfig;
+use sepal_server::memory::Budget;
 use sepal_server::{Limits, ServerOptions};
 
 use crate::args::ServeArgs;
@@ -38,16 +39,23 @@ impl From<&ServeArgs> for MemoryOptions {
 }
 
 impl MemoryOptions {
-    /// Bytes of tapes and of tunables that are considered before blocks are loaded.
-    pub(crate) fn requested_parts(self) -> [u64; 2] {
-        let limit = self.max_memory.map_or(u64::MAX, |megabytes| megabytes * MB);
-        let parts = [(self.tape_budget, TAPE_BYTES), (self.adapter_memory, TUNABLE_BYTES)];
-        parts.map(|(option, default)| bytes(option, default).min(limit))
+    /// Budgets of tapes, of tunables and of all else, before blocks are loaded.
+    pub(crate) fn budgets(self) -> Result<[Budget; 3], Failure> {
+        if self.max_memory.is_some() {
+            let memory = ClientMemory::new(self, None)?;
+            let rest = memory.all - memory.tapes - memory.tunables;
+            return Ok([memory.tapes, memory.tunables, rest].map(Budget::Stated));
+        }
+        let budget = |option: Option<u64>, default| match option {
+            Some(_) => Budget::Stated(bytes(option, default)),
+            None => Budget::AtMost(default),
+        };
+        Ok([budget(self.tape_budget, TAPE_BYTES), budget(self.adapter_memory, TUNABLE_BYTES), Budget::SPARE])
     }
 }
 
 fn bytes(option: Option<u64>, default: u64) -> u64 {
-    option.map_or(default, |megabytes| megabytes * MB)
+    option.map_or(default, |megabytes| megabytes.saturating_mul(MB))
 }
 
 /// Memory for clients, in bytes.
@@ -72,7 +80,7 @@ impl ClientMemory {
         let all = bytes(options.max_memory, default);
         let tapes = bytes(options.tape_budget, (all / 8 * 3).min(TAPE_BYTES));
         let tunables = bytes(options.adapter_memory, (all / 8).min(TUNABLE_BYTES));
-        let parts = tapes + tunables;
+        let parts = tapes.saturating_add(tunables);
         if options.max_memory.is_some() && parts > all / 4 * 3 {
             let [parts, all] = [parts, all].map(size);
             return Err(format!(
@@ -81,8 +89,8 @@ impl ClientMemory {
             )
             .into());
         }
-        // Parts that are stated hold even on a machine that has less.
-        let all = all.max(parts + all / 4);
+        // Parts that are stated hold, where the free memory is unknown.
+        let all = all.max(parts.saturating_add(all / 4));
         let transient = ((all - parts) / 3).min(TRANSIENT_BYTES);
         Ok(Self {
             all,
@@ -157,7 +165,18 @@ mod tests {
         assert!(error.to_string().contains("more than three quarters of --max-memory"), "{error}");
         let memory = divide(MemoryOptions { tape_budget: Some(0), ..limited }, None);
         assert_eq!((memory.all, memory.tapes, memory.tunables), (1000 * MB, 0, 125 * MB));
-        assert_eq!(limited.requested_parts(), [1000 * MB; 2]);
+        assert!(excessive.budgets().is_err());
+    }
+
+    #[test]
+    fn stated_options_are_budgets_that_are_reserved_completely() {
+        let budgets = |options: MemoryOptions| options.budgets().expect("budgets");
+        let default = [Budget::AtMost(TAPE_BYTES), Budget::AtMost(TUNABLE_BYTES), Budget::SPARE];
+        assert_eq!(budgets(MemoryOptions::default()), default);
+        let tapes = MemoryOptions { tape_budget: Some(u64::MAX), ..MemoryOptions::default() };
+        assert_eq!(budgets(tapes), [Budget::Stated(u64::MAX), default[1], default[2]]);
+        let all = MemoryOptions { max_memory: Some(1000), ..MemoryOptions::default() };
+        assert_eq!(budgets(all), [375, 125, 500].map(|megabytes| Budget::Stated(megabytes * MB)));
     }
 
     #[test]

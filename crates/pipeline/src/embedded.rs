@@ -8,7 +8,7 @@ use sepal_blocks::{BlockStack, Placement};
 use sepal_checkpoint::Checkpoint;
 use sepal_config::spec::{EmbeddedSpec, ModelSpec, Spec};
 use sepal_core::Span;
-use sepal_server::memory::{self, BlockSizes, FreeMemory, MemoryRequest};
+use sepal_server::memory::{self, BlockSizes, Budget, FreeMemory, MemoryRequest};
 use sepal_server::{BlockServer, Limits, ModelIdentity, ServerOptions};
 
 use crate::error::{AssembleError, BoxError};
@@ -181,7 +181,8 @@ fn check_memory(
 ) -> Result<(), AssembleError> {
     let (device, format, compute) = (spec.model.device, spec.model.weights, spec.model.compute_format());
     let free = FreeMemory::from_env(device).map_err(AssembleError::StatedMemory)?;
-    let request = MemoryRequest { device, format, compute, tape_bytes, adapter_bytes: UNLIMITED };
+    let (tapes, adapters, messages) = (Budget::AtMost(tape_bytes), Budget::AtMost(UNLIMITED), Budget::SPARE);
+    let request = MemoryRequest { device, format, compute, tapes, adapters, messages };
     memory::check(&BlockSizes::from_checkpoint(checkpoint), span, request, free).map_err(AssembleError::Memory)?;
     if free.device.is_none() {
         let variable = memory::FREE_MB;

@@ -2,7 +2,7 @@
 
 use sepal_core::{Device, Span};
 
-use crate::memory::{BlockSizes, FreeMemory, MemoryError, MemoryNeed, MemoryRequest, StatedMemoryError, check};
+use crate::memory::{BlockSizes, Budget, FreeMemory, MemoryError, MemoryNeed, MemoryRequest, StatedMemoryError, check};
 use crate::stacks::even_shares;
 
 /// Free memory of devices that hold even shares of a span, see [`even_shares`].
@@ -62,9 +62,11 @@ impl DeviceMemory {
         let n_shares = shares.len();
         let (mut sum, mut host_bytes) = (MemoryNeed::default(), 0);
         for (&(device, free), share) in self.0.iter().zip(shares) {
-            let part = |bytes: u64| part_of(bytes, share.len(), span.len());
-            let (tape_bytes, adapter_bytes) = (part(request.tape_bytes), part(request.adapter_bytes));
-            let request = MemoryRequest { device, tape_bytes, adapter_bytes, ..request };
+            let part = |budget: Budget| budget.map(|bytes| part_of(bytes, share.len(), span.len()));
+            let (tapes, adapters) = (part(request.tapes), part(request.adapters));
+            // Each device has the default of its own.
+            let messages = if request.messages == Budget::SPARE { Budget::SPARE } else { part(request.messages) };
+            let request = MemoryRequest { device, tapes, adapters, messages, ..request };
             let free = FreeMemory { host: free.host.map(|bytes| bytes.saturating_sub(host_bytes)), ..free };
             let need = check(sizes, share, request, free).map_err(|error| of_server(error, n_shares))?;
             if device == Device::Cpu {
@@ -103,7 +105,8 @@ mod tests {
 
     fn request(format: WeightFormat) -> MemoryRequest {
         let compute = ComputeFormat::F32;
-        MemoryRequest { device: Device::Cpu, format, compute, tape_bytes: 1 << 30, adapter_bytes: 1 << 30 }
+        let (tapes, adapters, messages) = (Budget::AtMost(1 << 30), Budget::AtMost(1 << 30), Budget::SPARE);
+        MemoryRequest { device: Device::Cpu, format, compute, tapes, adapters, messages }
     }
 
     fn memory(devices: &[(Device, Option<u64>)]) -> DeviceMemory {
@@ -162,7 +165,8 @@ mod tests {
             memory.check(&sizes(), span(32), request(WeightFormat::F32))
         };
         // The budgets of the share are less than a quarter of the free memory.
-        let cpu = MemoryRequest { tape_bytes: 1 << 29, adapter_bytes: 1 << 29, ..request(WeightFormat::F32) };
+        let half = Budget::AtMost(1 << 29);
+        let cpu = MemoryRequest { tapes: half, adapters: half, ..request(WeightFormat::F32) };
         let need = MemoryNeed::new(&sizes(), 16, cpu, 24 << 30);
         assert!(with_host(need.total() + need.loading).is_ok());
         let error = with_host(need.total() + need.loading - 1).expect_err("a block does not pass the host");

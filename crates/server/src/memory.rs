@@ -15,9 +15,6 @@ pub use crate::device_memory::DeviceMemory;
 /// Variable that states the free memory of each of the blocks' devices in MiB, where none or another amount is reported.
 pub const FREE_MB: &str = "SEPAL_FREE_MB";
 
-/// Memory for messages and the system; on small machines an eighth of the free memory.
-const SPARE_BYTES: u64 = 512 << 20;
-
 /// Sizes of a model's blocks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockSizes {
@@ -75,10 +72,41 @@ pub struct MemoryRequest {
     pub format: WeightFormat,
     /// Format of the products.
     pub compute: ComputeFormat,
-    /// Limit of the tapes in bytes. At most a quarter of the free memory is reserved for them.
-    pub tape_bytes: u64,
-    /// Limit of adapters, prompts and cached prefixes in bytes. At most an eighth of the free memory is reserved for them.
-    pub adapter_bytes: u64,
+    /// Tapes; without a stated budget, at most a quarter of the free memory is reserved for them.
+    pub tapes: Budget,
+    /// Adapters, prompts and cached prefixes; without a stated budget, at most an eighth of the free memory.
+    pub adapters: Budget,
+    /// Messages, computations and the system; without a stated budget, at most an eighth of the free memory.
+    pub messages: Budget,
+}
+
+/// Limit of the memory of one use, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Budget {
+    /// A default, which few clients reach: at most a share of the free memory is reserved.
+    AtMost(u64),
+    /// A choice of the user, which is reserved completely.
+    Stated(u64),
+}
+
+impl Budget {
+    /// For messages and the system, without a stated budget.
+    pub const SPARE: Self = Self::AtMost(512 << 20);
+
+    fn reserved(self, share: u64) -> u64 {
+        match self {
+            Self::AtMost(bytes) => bytes.min(share),
+            Self::Stated(bytes) => bytes,
+        }
+    }
+
+    /// The same kind of budget, with other bytes.
+    pub(crate) fn map(self, bytes: impl Fn(u64) -> u64) -> Self {
+        match self {
+            Self::AtMost(all) => Self::AtMost(bytes(all)),
+            Self::Stated(all) => Self::Stated(bytes(all)),
+        }
+    }
 }
 
 impl MemoryRequest {
@@ -104,20 +132,21 @@ pub struct MemoryNeed {
 
 impl MemoryNeed {
     /// Need of `n_blocks` blocks on a device with `free` bytes. The shares of tapes, adapters and messages together are at
-    /// most half of the free memory, because their budgets are limits that few clients reach.
+    /// most half of the free memory, unless their budgets are stated.
     pub fn new(sizes: &BlockSizes, n_blocks: usize, request: MemoryRequest, free: u64) -> Self {
         Self {
             weights: sizes.weight_bytes(n_blocks, request.placement()),
             loading: loading_bytes(&sizes.config, n_blocks, request.format),
-            tapes: request.tape_bytes.min(free / 4),
-            adapters: request.adapter_bytes.min(free / 8),
-            spare: SPARE_BYTES.min(free / 8),
+            tapes: request.tapes.reserved(free / 4),
+            adapters: request.adapters.reserved(free / 8),
+            spare: request.messages.reserved(free / 8),
         }
     }
 
     /// Sum of all parts.
     pub fn total(&self) -> u64 {
-        self.weights + self.loading + self.tapes + self.adapters + self.spare
+        let parts = [self.weights, self.loading, self.tapes, self.adapters, self.spare];
+        parts.into_iter().fold(0, u64::saturating_add)
     }
 }
 
@@ -307,7 +336,8 @@ mod tests {
 
     fn request(format: WeightFormat) -> MemoryRequest {
         let compute = ComputeFormat::F32;
-        MemoryRequest { device: Device::Cpu, format, compute, tape_bytes: 1 << 30, adapter_bytes: 1 << 30 }
+        let (tapes, adapters, messages) = (Budget::AtMost(1 << 30), Budget::AtMost(1 << 30), Budget::SPARE);
+        MemoryRequest { device: Device::Cpu, format, compute, tapes, adapters, messages }
     }
 
     fn free(gigabytes: u64) -> FreeMemory {
@@ -407,9 +437,25 @@ mod tests {
 
     #[test]
     fn budgets_reserve_at_most_half_of_the_free_memory() {
-        let unlimited = MemoryRequest { tape_bytes: u64::MAX, adapter_bytes: u64::MAX, ..request(WeightFormat::F32) };
+        let all = Budget::AtMost(u64::MAX);
+        let unlimited = MemoryRequest { tapes: all, adapters: all, ..request(WeightFormat::F32) };
         let need = MemoryNeed::new(&llama_8b(), 1, unlimited, 1 << 30);
         assert_eq!(need.tapes + need.adapters + need.spare, 1 << 29);
+    }
+
+    #[test]
+    fn stated_budgets_are_reserved_completely_or_refused() {
+        let nf4 = request(WeightFormat::Nf4);
+        for (tapes, fits) in [(2_u64 << 30, true), (6 << 30, false), (u64::MAX, false)] {
+            let stated = MemoryRequest { tapes: Budget::Stated(tapes), ..nf4 };
+            match check(&llama_8b(), span(32), stated, free(8)) {
+                Ok(need) => assert!(fits && need.tapes == tapes, "{need:?}"),
+                Err(error) => assert!(!fits && error.need.tapes == tapes, "{error}"),
+            }
+            assert!(
+                check(&llama_8b(), span(32), MemoryRequest { tapes: Budget::AtMost(tapes), ..nf4 }, free(8)).is_ok()
+            );
+        }
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use sepal_assets::{Asset, Assets, EventHandler, Source};
 use sepal_blocks::Placement;
-use sepal_checkpoint::{ModelSummary, ends_bytes, linear_sites};
+use sepal_checkpoint::{ModelSummary, Part, ReadError, ends_bytes, linear_sites};
 use sepal_core::{ComputeFormat, DType, Device, ModelConfig, SiteRole, WeightFormat};
 use sepal_prepare::open_asset;
 use sepal_prepare::plan::Step;
-use sepal_server::memory::{BlockSizes, MemoryNeed, MemoryRequest};
+use sepal_server::memory::{BlockSizes, Budget, MemoryNeed, MemoryRequest};
 use serde::Serialize;
 
 use crate::error::ModelError;
@@ -116,6 +116,8 @@ fn summary(assets: &Assets, asset: &Asset, watch: &mut EventHandler<'_>) -> Resu
             .map_err(|source| ModelError::Open { path: asset.path.clone(), source: source.into() });
     }
     let checkpoint = open_asset(assets, asset, watch)?;
+    let failed = |source: ReadError| ModelError::Open { path: asset.path.clone(), source: source.into() };
+    checkpoint.check_types(Part::All).map_err(failed)?;
     let size_bytes = Some(checkpoint.describe().size_bytes);
     Ok(ModelSummary { config: checkpoint.config().clone(), n_shards: None, size_bytes })
 }
@@ -197,9 +199,10 @@ impl<'a> Counts<'a> {
 
     /// Memory of `n` blocks with the tapes and tunables of one step.
     fn need(&self, n: usize, format: WeightFormat, free: u64) -> MemoryNeed {
-        let (tape_bytes, adapter_bytes) = (self.tape_bytes * n as u64, self.tunable_bytes * n as u64);
-        let (device, compute) = (Device::Cpu, self.spec.compute);
-        MemoryNeed::new(&self.sizes, n, MemoryRequest { device, format, compute, tape_bytes, adapter_bytes }, free)
+        let of_blocks = |bytes: u64| Budget::AtMost(bytes * n as u64);
+        let (tapes, adapters) = (of_blocks(self.tape_bytes), of_blocks(self.tunable_bytes));
+        let (device, compute, messages) = (Device::Cpu, self.spec.compute, Budget::SPARE);
+        MemoryNeed::new(&self.sizes, n, MemoryRequest { device, format, compute, tapes, adapters, messages }, free)
     }
 }
 
