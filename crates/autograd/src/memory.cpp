@@ -1,4 +1,4 @@
-// A tensor over memory of another owner.
+// A tensor over memory of another owner, and settings of the heap.
 
 #include <torch/csrc/autograd/variable.h>
 #include <ATen/ops/from_blob.h>
@@ -7,6 +7,10 @@
 #include <cstring>
 #include <exception>
 #include <memory>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 extern "C" {
 
@@ -21,5 +25,16 @@ at::Tensor *sepal_tensor_from_memory(void *data, const int64_t *shape, size_t n_
     *error = strdup(e.what());
     return nullptr;
   }
+}
+
+// Memory of this size and more is a mapping of its own, which is returned to the system when it is freed, up to a number of
+// mappings that is half of Linux's default for a process. Has no effect without glibc.
+void sepal_map_memory_from(int32_t bytes) {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, bytes);
+  mallopt(M_MMAP_MAX, 1 << 15);
+#else
+  (void)bytes;
+#endif
 }
 }

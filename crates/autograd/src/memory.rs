@@ -3,8 +3,11 @@
 //! Contract that no type enforces: shared memory is never written. After [`bytes_from_tensor`], neither the tensor nor one
 //! that shares its storage (a view, a detached one) is changed in place; a tensor from [`tensor_from_bytes`] never is.
 //! Copy parameters, which an optimizer updates, and gradients of the graph, which libtorch accumulates in place.
+//!
+//! [`TightHeap`] keeps the heap small while weights are loaded.
 
 use std::ffi::{c_char, c_void};
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use tch::{Device, Kind, TchError, Tensor};
@@ -84,6 +87,51 @@ pub fn tensor_from_bytes(bytes: Bytes, shape: &[i64], kind: Kind) -> Result<Tens
     }
     // SAFETY: the shim created this tensor with `new`, and Rust owns it.
     Ok(unsafe { Tensor::from_ptr(tensor) })
+}
+
+/// Guard during which freed memory of [`TIGHT_BYTES`] and more is returned to the system at once, in all threads.
+///
+/// A heap that keeps freed memory for later, as steps of training need it, has holes after weights were loaded: of matrices
+/// that were rounded, the rounded ones lie between those that were freed. With glibc only.
+#[derive(Debug)]
+pub struct TightHeap(());
+
+/// Number of guards.
+static TIGHT_HEAPS: Mutex<usize> = Mutex::new(0);
+
+/// Least size of memory that is returned to the system at once while a [`TightHeap`] exists.
+pub const TIGHT_BYTES: i32 = 1 << 20;
+
+/// The same without one: glibc's largest value. glibc increases its own to it, as memory of such sizes is freed.
+const USUAL_BYTES: i32 = 32 << 20;
+
+impl TightHeap {
+    /// Begins to return memory. Memory that exists is not affected.
+    pub fn begin() -> Self {
+        let mut guards = TIGHT_HEAPS.lock().unwrap_or_else(PoisonError::into_inner);
+        *guards += 1;
+        map_memory_from(TIGHT_BYTES);
+        Self(())
+    }
+}
+
+impl Drop for TightHeap {
+    fn drop(&mut self) {
+        let mut guards = TIGHT_HEAPS.lock().unwrap_or_else(PoisonError::into_inner);
+        *guards -= 1;
+        if *guards == 0 {
+            map_memory_from(USUAL_BYTES);
+        }
+    }
+}
+
+fn map_memory_from(bytes: i32) {
+    // SAFETY: the function of memory.cpp, with the same signature; it may be called at any time, in any thread.
+    unsafe extern "C" {
+        fn sepal_map_memory_from(bytes: i32);
+    }
+    // SAFETY: as above.
+    unsafe { sepal_map_memory_from(bytes) }
 }
 
 fn torch_error(error: TchError) -> MemoryError {

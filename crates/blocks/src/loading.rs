@@ -1,5 +1,6 @@
 use std::num::NonZero;
 
+use sepal_autograd::memory::TightHeap;
 use sepal_checkpoint::{PartSizes, linear_sites, tensor_names};
 use sepal_core::{ModelConfig, Span, WeightFormat};
 
@@ -35,6 +36,7 @@ pub(crate) fn load_blocks(weights: &dyn Weights, span: Span, placement: Placemen
     let model = Reader::new(weights, tensor_names(config.family).prefix, placement);
     let positions = if span.start() == 0 { families::positions(&model, config)? } else { None };
     let threads = n_readers(config, span.len(), placement.format);
+    let _heap = TightHeap::begin();
     let blocks = load_in_parallel(span, threads, |block_idx| {
         let reader = Reader::new(weights, tensor_names(config.family).block_prefix(block_idx), placement);
         (families::spec(config.family).block)(&reader, config, block_idx)

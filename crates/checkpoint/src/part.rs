@@ -4,6 +4,7 @@ use std::ops::Range;
 use sepal_core::{ComputeFormat, ModelConfig, RowEncoding, Span, WeightFormat};
 
 use crate::Checkpoint;
+use crate::error::ReadError;
 use crate::families::tensor_names;
 use crate::layout::file_name;
 use crate::mxfp4::GROUP_BYTES;
@@ -97,7 +98,8 @@ impl Checkpoint {
     /// Sorted names of the files that hold tensors of this part and are not complete in the folder. Once they are there, they
     /// are found without opening the checkpoint again.
     pub fn missing_files(&self, part: Part) -> Vec<String> {
-        let files: BTreeSet<usize> = self.part_tensors(part).flat_map(|stored| self.store.files_of(stored)).collect();
+        let files: BTreeSet<usize> =
+            self.part_tensors(part).flat_map(|(_, stored)| self.store.files_of(stored)).collect();
         let missing = files.into_iter().filter(|file| !self.store.files[*file].is_complete());
         let name = |file: usize| self.store.files[file].path().file_name().unwrap_or_default().to_string_lossy();
         let mut names: Vec<String> = missing.map(|file| name(file).into_owned()).collect();
@@ -113,7 +115,7 @@ impl Checkpoint {
         if file.is_complete() {
             return None;
         }
-        let sources = self.part_tensors(part).flat_map(|stored| self.store.sources_of(stored));
+        let sources = self.part_tensors(part).flat_map(|(_, stored)| self.store.sources_of(stored));
         let mut tensors: Vec<Range<u64>> = sources.map(|stored| stored.offset..stored.offset + stored.len).collect();
         tensors.sort_by_key(|range| range.start);
         let mut ranges: Vec<Range<u64>> = Vec::new();
@@ -126,10 +128,25 @@ impl Checkpoint {
         Some((file_name(file.path()), ranges))
     }
 
+    /// Checks that embeddings, norms and blocks of this part are of types that are read; the output layer is used by few
+    /// heads. Reads no file, so that nothing is fetched in vain.
+    ///
+    /// # Errors
+    /// [`ReadError::BlockType`], with the name of the first tensor of another type.
+    pub fn check_types(&self, part: Part) -> Result<(), ReadError> {
+        let is_needed = |name: &str| part != Part::All || !is_output(bare(name, self.config()));
+        let is_unread =
+            |stored: &Stored| matches!(stored.encoding, Encoding::Gguf(number_type) if !number_type.is_read());
+        match self.part_tensors(part).find(|(name, stored)| is_needed(name) && is_unread(stored)) {
+            Some((name, stored)) => Err(self.store.unsupported(name, stored)),
+            None => Ok(()),
+        }
+    }
+
     /// Sizes of this part's tensors. Matrices of all experts in MXFP4 count as rows.
     pub fn part_sizes(&self, part: Part) -> PartSizes {
         let mut sizes = PartSizes::default();
-        for stored in self.part_tensors(part) {
+        for (_, stored) in self.part_tensors(part) {
             let numbers = stored.shape.iter().product::<usize>() as u64;
             match self.encoded_bytes(stored) {
                 Some((encoding, bytes)) => sizes.add_encoded(encoding, numbers, bytes),
@@ -153,13 +170,13 @@ impl Checkpoint {
         }
     }
 
-    fn part_tensors(&self, part: Part) -> impl Iterator<Item = &Stored> {
+    fn part_tensors(&self, part: Part) -> impl Iterator<Item = (&String, &Stored)> {
         let output = self.output_layer().map(|(_, stored)| stored);
         let has = move |name: &str, stored: &Stored| match part {
             Part::Output => output.is_some_and(|output| std::ptr::eq(output, stored)),
             part => part.has(name, self.config()),
         };
-        self.store.tensors.iter().filter(move |(name, stored)| has(name, stored)).map(|(_, stored)| stored)
+        self.store.tensors.iter().filter(move |(name, stored)| has(name, stored))
     }
 }
 
@@ -167,20 +184,26 @@ impl Part {
     /// True if the tensor `name` belongs to it.
     fn has(self, name: &str, config: &ModelConfig) -> bool {
         let names = tensor_names(config.family);
-        // Files of the bare model leave out the prefix.
-        let bare = |name: &str| name.strip_prefix(names.prefix).unwrap_or(name).to_owned();
-        let name = bare(name);
-        let is_in = |mut blocks: Range<usize>| blocks.any(|block| name.starts_with(&bare(&names.block_prefix(block))));
-        let are_positions = names.positions == Some(&name);
+        let name = bare(name, config);
+        let is_in =
+            |mut blocks: Range<usize>| blocks.any(|block| name.starts_with(bare(&names.block_prefix(block), config)));
+        let are_positions = names.positions == Some(name);
         match self {
             Part::All => true,
             // The name depends on the checkpoint, which may tie it to the embeddings.
             Part::Output => false,
             Part::Blocks(span) => is_in(span.blocks()) || (are_positions && span.start() == 0),
-            Part::Ends => {
-                let is_output = ["lm_head.", "embed_out."].iter().any(|output| name.starts_with(output));
-                !is_output && !are_positions && !is_in(0..config.n_blocks)
-            }
+            Part::Ends => !is_output(name) && !are_positions && !is_in(0..config.n_blocks),
         }
     }
+}
+
+/// Name without the prefix that files of the bare model leave out.
+fn bare<'a>(name: &'a str, config: &ModelConfig) -> &'a str {
+    name.strip_prefix(tensor_names(config.family).prefix).unwrap_or(name)
+}
+
+/// True for the bare name of an output layer that is not tied to the embeddings.
+fn is_output(name: &str) -> bool {
+    ["lm_head.", "embed_out."].iter().any(|output| name.starts_with(output))
 }

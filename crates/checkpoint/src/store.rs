@@ -144,6 +144,11 @@ impl Store {
         }
     }
 
+    /// Error of a tensor whose type is not read.
+    pub(crate) fn unsupported(&self, name: &str, stored: &Stored) -> ReadError {
+        Read { name, stored, file: &self.files[stored.file] }.unsupported()
+    }
+
     /// Error if some bytes of the tensor are not there.
     pub(crate) fn require_files(&self, name: &str, stored: &Stored) -> Result<(), ReadError> {
         let mut sources = self.sources_of(stored).into_iter();

@@ -9,7 +9,7 @@ use sepal_core::TrainedTensor;
 use sepal_nn::Parameters;
 use sepal_plugin::{Registry, TuningMode};
 use sepal_prepare::plan::{Plan, Step, Trained, counted};
-use sepal_prepare::{Fetcher, ModelFiles, prepare_rows, read_rows, watched};
+use sepal_prepare::{Fetcher, ModelFiles, check_types, prepare_rows, read_rows, watched};
 use tch::Tensor;
 
 use crate::error::{AssembleError, CalibrateError, RunError};
@@ -46,6 +46,7 @@ pub fn plan(
         0 => {
             let mut watch = watched("model", fetcher.observer, stop);
             let files = ModelFiles::open(&assets, &spec.model.source, &mut watch)?;
+            check_types(spec, &files)?;
             files.fetch(&assets, Part::Ends, &mut watch)?;
             FrozenModel::new(files)?
         }

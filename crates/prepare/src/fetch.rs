@@ -38,22 +38,32 @@ pub fn fetch_model(spec: &Spec, fetcher: &mut Fetcher<'_>) -> Result<ModelFiles,
 /// Fetches the parts of an open model that a process with the pipeline's swarm needs.
 ///
 /// # Errors
-/// [`ModelError::Fetch`].
+/// [`ModelError::Fetch`]; [`ModelError::Open`] if a tensor is of a type that is not read.
 pub fn fetch_parts(spec: &Spec, files: &ModelFiles, fetcher: &mut Fetcher<'_>) -> Result<(), ModelError> {
     let assets = fetcher.assets;
     let mut watch = watched("model", fetcher.observer, fetcher.stop);
-    match (&spec.swarm, Span::new(0, spec.model.local_blocks.min(files.checkpoint.config().n_blocks))) {
-        (SwarmSpec::Embedded(_) | SwarmSpec::None(_), _) => files.fetch(assets, Part::All, &mut watch)?,
-        (swarm, _) if swarm.remote().checks_locally() => files.fetch(assets, Part::All, &mut watch)?,
-        (_, first) => {
-            files.fetch(assets, Part::Ends, &mut watch)?;
+    check_types(spec, files)?;
+    needed_parts(spec, files).into_iter().try_for_each(|part| files.fetch(assets, part, &mut watch))
+}
+
+/// Checks that the parts of a model that a process with the pipeline's swarm needs are of types that are read. Fetches nothing.
+///
+/// # Errors
+/// [`ModelError::Open`].
+pub fn check_types(spec: &Spec, files: &ModelFiles) -> Result<(), ModelError> {
+    needed_parts(spec, files).into_iter().try_for_each(|part| files.check_types(part))
+}
+
+fn needed_parts(spec: &Spec, files: &ModelFiles) -> Vec<Part> {
+    match &spec.swarm {
+        SwarmSpec::Embedded(_) | SwarmSpec::None(_) => vec![Part::All],
+        swarm if swarm.remote().checks_locally() => vec![Part::All],
+        _ => {
             // No span if there are no local blocks.
-            if let Ok(first) = first {
-                files.fetch(assets, Part::Blocks(first), &mut watch)?;
-            }
+            let local = Span::new(0, spec.model.local_blocks.min(files.checkpoint.config().n_blocks));
+            [Part::Ends].into_iter().chain(local.ok().map(Part::Blocks)).collect()
         }
     }
-    Ok(())
 }
 
 /// One line for each source that is not available.

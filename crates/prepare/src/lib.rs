@@ -27,7 +27,7 @@ mod rows;
 pub use data_source::DataSource;
 pub use error::{BoxError, DataError, ModelError, PrepareError, too_many_windows};
 pub use events::{Event, Observer, Silent};
-pub use fetch::{Fetcher, describe_attempts, fetch, fetch_model, fetch_parts, watched};
+pub use fetch::{Fetcher, check_types, describe_attempts, fetch, fetch_model, fetch_parts, watched};
 pub use model_files::{ModelFiles, fetch_part, open_asset};
 pub use rows::{
     PreparedData, RawRows, TruncationStats, WithoutSplits, check_windows, prepare_rows, read_rows, read_split,

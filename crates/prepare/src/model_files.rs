@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use sepal_assets::{Asset, Assets, EventHandler, FetchError, ModelPreview, Source};
-use sepal_checkpoint::{Checkpoint, OpenError, Part, missing_shards, screen, write_outline};
+use sepal_checkpoint::{Checkpoint, OpenError, Part, ReadError, missing_shards, screen, write_outline};
 use sepal_tokenize::Tokenizer;
 
 use crate::error::ModelError;
@@ -48,11 +48,22 @@ impl ModelFiles {
         Ok(tokenizer)
     }
 
+    /// Checks that the tensors of this part are of types that are read. Fetches nothing.
+    ///
+    /// # Errors
+    /// [`ModelError::Open`].
+    pub fn check_types(&self, part: Part) -> Result<(), ModelError> {
+        let failed = |source: ReadError| ModelError::Open { path: self.asset.path.clone(), source: source.into() };
+        self.checkpoint.check_types(part).map_err(failed)
+    }
+
     /// Fetches the missing files of this part, or its bytes of the model's only file.
     ///
     /// # Errors
-    /// [`ModelError::Fetch`]. Fetched data is kept, and the next call continues from there.
+    /// [`ModelError::Fetch`]; [`ModelError::Open`] if a tensor of the part is of a type that is not read. Fetched data is kept,
+    /// and the next call continues from there.
     pub fn fetch(&self, assets: &Assets, part: Part, watch: &mut EventHandler<'_>) -> Result<(), ModelError> {
+        self.check_types(part)?;
         fetch_part(assets, &self.asset, &self.checkpoint, part, watch).map_err(ModelError::Fetch)
     }
 }

@@ -1,5 +1,7 @@
 //! GGUF files with tensors of types that are not read.
 
+use sepal_core::Span;
+
 use super::gguf::{llama_metadata, llama_tensors, write};
 use super::*;
 use crate::{Part, ReadError};
@@ -40,6 +42,14 @@ fn tensor_of_an_unread_type_is_refused_only_where_it_is_read() {
         }
     }
     assert_eq!(checkpoint.dtype(values), None);
+    let blocks = |first: usize, end: usize| Part::Blocks(Span::new(first, end).expect("a span"));
+    for part in [Part::Ends, Part::Output, blocks(1, 2)] {
+        assert!(checkpoint.check_types(part).is_ok(), "{part:?}");
+    }
+    for part in [Part::All, blocks(0, 1)] {
+        let error = checkpoint.check_types(part).expect_err("the type is not read");
+        assert!(matches!(&error, ReadError::BlockType { name, .. } if name == values), "{error:?}");
+    }
 }
 
 #[test]

@@ -213,3 +213,26 @@ fn parts_of_a_gguf_file_are_fetched_by_block() {
     assert_eq!(hub.downloads(), [first.as_str()]);
     assert_eq!(files.checkpoint.tensor(EMBEDDINGS).expect("reads"), expected.tensor(EMBEDDINGS).expect("reads"));
 }
+
+#[test]
+fn tensors_of_a_type_that_is_not_read_are_not_fetched() {
+    const NAME: &[u8] = b"blk.1.attn_v.weight";
+    let [first, (second, mut bytes)] = parts();
+    let name = bytes.windows(NAME.len()).position(|window| window == NAME).expect("the tensor");
+    // The type I32, after the name, the number of dimensions and two of them.
+    let at = name + NAME.len() + 4 + 2 * 8;
+    bytes[at..at + 4].copy_from_slice(&26_u32.to_le_bytes());
+    let (hub, caches) = (LoopbackHub::new([first.clone(), (second, bytes)]), tempfile::tempdir().expect("a folder"));
+    let assets = client(&hub, caches.path());
+    let files = open(&assets, &format!("hub:a/b/{}", first.0));
+    for part in [Part::All, blocks(1, 2)] {
+        let error = files.fetch(&assets, part, &mut ignore_events).expect_err("the type is not read");
+        let text = sepal_core::in_one_line(&error);
+        for words in ["model.layers.1.self_attn.v_proj.weight", "its type I32", "Q4_K"] {
+            assert!(text.contains(words), "{words} is not in {text}");
+        }
+    }
+    assert_eq!(hub.downloads(), Vec::<String>::new());
+    files.fetch(&assets, blocks(0, 1), &mut ignore_events).expect("the other tensors can be used");
+    assert_eq!(hub.downloads(), [first.0.as_str()]);
+}
