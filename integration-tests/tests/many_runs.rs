@@ -79,6 +79,24 @@ fn predictions_of_several_runs_equal_those_of_each() {
     assert!(text.starts_with("one.predicted,one.probability,two.predicted,two.probability\n"), "{text}");
 }
 
+/// Each run would read texts that it was not trained on, by the order of the arguments.
+#[test]
+fn runs_of_other_columns_need_the_name_of_one() {
+    let fixture = Fixture::new("llama-gqa");
+    for name in ["train.csv", "validation.csv"] {
+        let rows = fs::read_to_string(fixture.path(name)).expect("rows");
+        fs::write(fixture.path(&format!("body-{name}")), rows.replacen("sentence", "body", 1)).expect("written");
+    }
+    let sets = ["name=other", "train.max_steps=2", "data.train=body-train.csv", "data.validation=body-validation.csv"];
+    let runs = [fixture.run(&["train.max_steps=2"]), fixture.run(&[&sets[..], &["data.text=body"]].concat())];
+    let args = ["predict", folder(&runs[0]), folder(&runs[1]), "-i", "validation.csv", "-o", "-", "--only-predictions"];
+    let messages = failure_messages(fixture.sepal(&args));
+    let expected =
+        "texts are in the column `sentence` for the first and `body` for the second; --text names one for all";
+    assert!(messages.contains(expected), "{messages}");
+    success_messages(fixture.sepal(&[&args[..], &["--text", "sentence"]].concat()));
+}
+
 #[test]
 fn runs_of_one_name_or_of_other_models_are_refused() {
     let fixture = Fixture::new("llama-gqa");

@@ -246,6 +246,8 @@ fn keys_of_rows_have_an_effect_or_are_refused() {
         let key = set.split('=').next().and_then(|key| key.split('.').nth(1)).expect("a key");
         assert!(messages.contains(&format!("set data.{key}: ")), "{set}: {messages}");
     }
+    let messages = failure_messages(fixture.sepal(&[&args[..], &["--set", "task.with.labels=[b, a]"]].concat()));
+    assert!(messages.contains("set task: predictions need the head of the training"), "{messages}");
     let predict = ["predict", folder, "-i", "grouped.csv", "-o", "out.csv", "--set", "data.where.g=1"];
     let messages = failure_messages(fixture.sepal(&predict));
     assert!(messages.contains("set data.where: predictions are of all rows that have a text"), "{messages}");

@@ -124,6 +124,13 @@ fn killed_sweep_resumes_to_the_same_result() {
     let again = fixture.sepal(&args).output().expect("sepal runs");
     assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
     assert!(adapters(&folder, &serde_json::from_slice(&again.stdout).expect("JSON")) == before);
+
+    // A finished run that was removed is trained again, and has the same adapter.
+    fs::remove_dir_all(run_of(&folder, &resumed["runs"][1]).folder).expect("removed");
+    let again = fixture.sepal(&args).output().expect("sepal runs");
+    let messages = String::from_utf8_lossy(&again.stderr);
+    assert!(again.status.success() && messages.contains("is not there any more"), "{messages}");
+    assert!(adapters(&folder, &serde_json::from_slice(&again.stdout).expect("JSON")) == before);
 }
 
 #[test]

@@ -39,6 +39,7 @@ pub(crate) fn predict(registry: &Registry, args: &PredictArgs) -> Result<(), Fai
     let runs = runs::named(&args.runs)?;
     check_output(args)?;
     let facts = shared_facts(&runs)?;
+    check_columns(&runs, args)?;
     effective_sets(&args.rows.set, &[(WHERE, ALL_ROWS), ("skip_empty", ALL_ROWS)])?;
     let specs = runs.iter().map(|run| trained_spec(registry, &run.folder, &args.rows.set));
     let specs = specs.collect::<Result<Vec<_>, _>>()?;
@@ -141,6 +142,41 @@ fn shared_facts(runs: &[NamedRun]) -> Result<&DataFacts, Failure> {
             .into())
         }
     }
+}
+
+/// Refuses runs that read other columns of a table, unless the command line names those of all.
+fn check_columns(runs: &[NamedRun], args: &PredictArgs) -> Result<(), Failure> {
+    let of_name = || (args.input != Path::new(STANDARD)).then(|| Format::from_path(&args.input)).flatten();
+    if matches!(args.format.or_else(of_name), None | Some(Format::Lines)) {
+        return Ok(());
+    }
+    let columns = |run: &NamedRun| {
+        let DataFacts { text, text_pair, options, .. } = &run.manifest.data;
+        let text = args.text.is_none().then(|| ("texts", vec![text.clone()], "--text names one for all"));
+        let pair = args
+            .rows
+            .text_pair
+            .is_none()
+            .then(|| ("second texts", text_pair.iter().cloned().collect(), "--text-pair names one for all"));
+        let options = Some(("options", options.clone(), "use one run at a time"));
+        [text, pair, options]
+    };
+    let Some((first, others)) = runs.split_first() else { return Ok(()) };
+    for other in others {
+        for (part, of_other) in columns(first).into_iter().zip(columns(other)) {
+            let (Some((what, part, remedy)), Some((_, of_other, _))) = (part, of_other) else { continue };
+            if part != of_other {
+                let [part, of_other] = [part, of_other].map(|names| names.join("`, `"));
+                return Err(format!(
+                    "predict with `{}` and `{}` together: {what} are in the column `{part}` for the first and `{of_other}` for \
+                     the second; {remedy}",
+                    first.name, other.name
+                )
+                .into());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Opens a single run where its pipeline places the blocks, and several on one base model.
@@ -286,6 +322,9 @@ const FORM_OF_RUN: &str = "the rows have the form of those of the training";
 /// reason.
 fn effective_sets(set: &[String], keys: &[(&str, &str)]) -> Result<Value, Failure> {
     let values = Layers::values_of_sets(set)?;
+    if values.get("task").is_some() {
+        return Err("set task: predictions need the head of the training, with its labels; remove the setting".into());
+    }
     match keys.iter().chain(&WITHOUT_EFFECT).find(|(key, _)| values["data"].get(key).is_some()) {
         Some((key, reason)) => Err(format!("set data.{key}: {reason}; remove the setting").into()),
         None => Ok(values),

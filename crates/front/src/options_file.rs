@@ -1,12 +1,13 @@
 //! Options of `sepal serve` from a YAML file.
 
+use std::any::TypeId;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory, Error, Parser};
-use sepal_core::{NameMatching, nearest};
+use sepal_core::{NameMatching, ServerName, nearest};
 use serde_json::{Map, Value};
 
 use crate::args::{Args, Command as Subcommand};
@@ -106,7 +107,14 @@ fn values(arg: &Arg, key: &str, value: &Value) -> Result<Vec<OsString>, String> 
         (Value::Bool(true), true) => Ok(flag.map(|flag| format!("--{flag}").into()).into_iter().collect()),
         (Value::Bool(false), true) | (Value::Null, _) => Ok(Vec::new()),
         (_, true) => Err(format!("expected true or false for `{key}`")),
+        (Value::String(text), _) if is_of::<PathBuf>(arg) && text.starts_with("~/") => Err(format!(
+            "`{key}` begins with `~`, which stands for a home folder in a shell only; write the complete path"
+        )),
         (Value::String(text), _) => Ok(vec![argument(text.clone())]),
+        // YAML's numbers lose zeros, signs and bases, as `010` does.
+        (Value::Number(_), _) if is_of::<String>(arg) || is_of::<PathBuf>(arg) || is_of::<ServerName>(arg) => {
+            Err(format!("expected a text for `{key}`; put the number in quotation marks"))
+        }
         (Value::Number(number), _) => Ok(vec![argument(number.to_string())]),
         (Value::Array(list), _) if repeats => {
             let text = |item: &Value| item.as_str().map(str::to_owned).ok_or(format!("expected texts in `{key}`"));
@@ -114,6 +122,11 @@ fn values(arg: &Arg, key: &str, value: &Value) -> Result<Vec<OsString>, String> 
         }
         _ => Err(format!("expected one value for `{key}`")),
     }
+}
+
+/// True if the values of an argument are of this type.
+fn is_of<T: 'static>(arg: &Arg) -> bool {
+    arg.get_value_parser().type_id() == TypeId::of::<T>()
 }
 
 #[cfg(test)]
@@ -144,6 +157,8 @@ mod tests {
         assert_eq!(args.name.map(|name| name.to_string()).as_deref(), Some("lab-3"));
         let args = parse_with("model: ./c\n", &["./d"]).expect("valid");
         assert_eq!(args.model.iter().map(ToString::to_string).collect::<Vec<_>>(), ["./d"]);
+        let args = parse_with("model: ./c\nname: '010'\n", &[]).expect("valid");
+        assert_eq!(args.name.map(|name| name.to_string()).as_deref(), Some("010"));
         assert!(parse_with("model: ./c\nlog_format: json\n", &["--log-format", "text"]).is_ok());
         // An option of the command line may need one of the file.
         assert!(parse_with("model: ./c\nlan: true\n", &["--interface", "eth0"]).is_ok());
@@ -156,6 +171,9 @@ mod tests {
             ("config: x.yaml", "there is no option `config`"),
             ("lan: 3", "expected true or false for `lan`"),
             ("name: [a]", "expected one value for `name`"),
+            ("name: 010", "expected a text for `name`; put the number in quotation marks"),
+            ("identity: 3", "expected a text for `identity`"),
+            ("secret_file: ~/secret", "`secret_file` begins with `~`"),
             ("model: ./c\nlog_format: xml", "invalid value 'xml' for '--log-format"),
             ("model: ./c\nmax_rows: many", "invalid value 'many' for '--max-rows"),
             ("[1]", "expected a map of options"),

@@ -2,9 +2,10 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, RecordBatch, StringArray, UInt32Array};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::take_record_batch;
 use arrow::datatypes::{Schema, SchemaRef};
+use arrow::error::ArrowError;
 
 use super::filter::{FilterCells, FilterValue, FoundValues};
 use super::{
@@ -439,6 +440,10 @@ impl BatchCells<'_> {
         }
         let rows: UInt32Array = rows.iter().map(|&row| row as u32).collect();
         let passthrough = self.batch.project(columns).and_then(|batch| take_record_batch(&batch, &rows));
+        let passthrough = match self.format.is_delimited() {
+            true => passthrough.and_then(|batch| with_empty_cells(&batch)),
+            false => passthrough,
+        };
         passthrough.map_err(|error| ReadError::corrupt(self.path, self.format, error))
     }
 
@@ -450,6 +455,19 @@ impl BatchCells<'_> {
         let found = if self.is_json() { "objects".to_owned() } else { cells.data_type().to_string() };
         ReadError::ColumnType { path: self.path.to_owned(), column: column.name.clone(), expected, found }
     }
+}
+
+/// Empty cells as empty texts, in place of null, which stands for a missing label where other formats have it.
+fn with_empty_cells(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let cells = |column: &ArrayRef| -> ArrayRef {
+        match column.as_string_opt::<i32>() {
+            Some(texts) if texts.null_count() > 0 => {
+                Arc::new(StringArray::from_iter_values(texts.iter().map(Option::unwrap_or_default)))
+            }
+            _ => Arc::clone(column),
+        }
+    };
+    RecordBatch::try_new(batch.schema(), batch.columns().iter().map(cells).collect())
 }
 
 /// Objects of a file to search for keys before the first row: all, if all columns are passed through. At most one chunk

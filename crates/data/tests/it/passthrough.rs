@@ -51,6 +51,15 @@ fn streamed(rows: RowStream, format: Format) -> Result<String, WriteError> {
     Ok(sink.text())
 }
 
+/// Null stands for a missing label where a format has it, and an empty cell for a list without labels.
+#[test]
+fn empty_cells_of_csv_are_empty_texts_in_other_formats() {
+    let table = "text,label\na,x|y\nb,\n";
+    let rows = RowStream::from_reader(Cursor::new(table), "rows.csv", Format::Csv, &passthrough_spec()).expect("rows");
+    let lines = streamed(rows, Format::Jsonl).expect("written");
+    assert!(lines.contains("\"text\":\"b\",\"label\":\"\""), "{lines}");
+}
+
 fn parquet(rows: RowStream, folder: &Path) -> RecordBatch {
     let path = folder.join("out.parquet");
     let output = OutputSpec { overwrite: true, ..spec() };

@@ -101,7 +101,7 @@ fn predictions_in_csv_tsv_and_jsonl() {
     );
     assert_eq!(
         written(input(), Format::Jsonl, two()),
-        "{\"id\":\"7\",\"text\":\"a, \\\"b\\\"\\nc\",\"note\":null,\"label\":\"good\",\"predicted\":\"good\",\"probability\":0.75}\n\
+        "{\"id\":\"7\",\"text\":\"a, \\\"b\\\"\\nc\",\"note\":\"\",\"label\":\"good\",\"predicted\":\"good\",\"probability\":0.75}\n\
          {\"id\":\"8\",\"text\":\"été 🎬\",\"note\":\"x,y\",\"label\":\"bad\",\"predicted\":\"good\",\"probability\":0.75}\n"
     );
 }

@@ -14,7 +14,14 @@ pub struct AuditArgs {
     #[arg(long, value_name = "N", value_delimiter = ',')]
     pub local_blocks: Vec<usize>,
     /// Noise on hidden states (`swarm.with.noise`)
-    #[arg(long, value_name = "LEVEL", value_delimiter = ',', default_value = "0,0.3,1", value_parser = noise)]
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        value_delimiter = ',',
+        default_value = "0,0.3,1",
+        value_parser = noise,
+        allow_negative_numbers = true
+    )]
     pub noise: Vec<f64>,
     /// Maximum number of the run's validation rows to read
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = positive)]

@@ -86,9 +86,14 @@ fn has_settings(run: &MemberRecord, member: &Member) -> bool {
     recorded.eq(member.settings.iter().map(|setting| (setting.key.clone(), text(setting))))
 }
 
-/// Takes the state of runs from their folders, as far as a killed process did not record it.
+/// Takes the state of runs from their folders, as far as a killed process did not record it. A finished run whose folder is
+/// not there any more begins again.
 pub(super) fn catch_up(folder: &Path, record: &mut SweepRecord) {
     for run in &mut record.runs {
+        if run.state == MemberState::Finished && !folder.join(&run.folder).exists() {
+            tracing::warn!("the folder of the finished run {} is not there any more: it is trained again", run.folder);
+            run.state = MemberState::Waiting;
+        }
         let is_complete = || {
             let manifest = Manifest::read(&folder.join(&run.folder));
             manifest.is_ok_and(|manifest| manifest.status == Status::Finished)

@@ -295,7 +295,7 @@ fn errors_name_file_and_key() {
     check(json!({"head_dim": 7}), "`head_dim` is 7, expected an even number");
     check(json!({"hidden_act": "gelu"}), "`hidden_act` is \"gelu\"");
     check(json!({"rms_norm_eps": -1.0}), "`rms_norm_eps` is -1.0");
-    check(json!({"model_type": "t5"}), "bloom, cohere, falcon, gemma");
+    check(json!({"model_type": "t5"}), "bloom, cohere, cohere2, falcon, gemma");
     check(json!({"model_type": "t5"}), ", and the text models of gemma3 and mistral3");
     check(json!({"model_type": "llama4"}), "not supported are its chunked attention");
     check(json!({"model_type": "deepseek_v3"}), "mistral3; not supported are its multi-head latent attention");
