@@ -15,7 +15,7 @@ use crate::check;
 #[derive(Debug)]
 pub struct ReadOnly(Tensor);
 
-// SAFETY: libtorch's tensors may be read in several threads at the same time, and by the contract nobody writes this one.
+// SAFETY: libtorch's tensors may be read in several threads at the same time, and by the contract this one is not written.
 unsafe impl Sync for ReadOnly {}
 
 impl ReadOnly {

@@ -19,6 +19,7 @@ mod engine_report;
 mod environment;
 mod import;
 mod interrupt;
+mod joint_rows;
 mod merge;
 mod network;
 mod peft;
