@@ -95,10 +95,11 @@ impl PackedRows {
         widen(&part, self.encoding, columns.len, Columns { order: None, factors })
     }
 
-    /// Tiles of all rows with `width` columns, of about equal size: at least one for each of `n_threads`.
-    fn tiles(&self, width: i64, n_threads: u64) -> impl Iterator<Item = Segment> + use<> {
+    /// Tiles of all rows with `width` columns, of about equal size: a multiple of `n_shares`, if there are enough rows, where
+    /// `n_threads` widen one at the same time.
+    fn tiles(&self, width: i64, n_threads: u64, n_shares: u64) -> impl Iterator<Item = Segment> + use<> {
         let most = tile_rows(width, n_threads);
-        let n_tiles = self.len().unsigned_abs().div_ceil(most).next_multiple_of(n_threads).max(1);
+        let n_tiles = self.len().unsigned_abs().div_ceil(most).next_multiple_of(n_shares).max(1);
         // Kernels of products have loops over 16 rows.
         let rows = self.len().unsigned_abs().div_ceil(n_tiles).next_multiple_of(16);
         Segment::cover(self.len(), rows.cast_signed())
@@ -201,7 +202,7 @@ impl Weight {
                 let widened = |part: &PackedRows, rows| part.widen_rows(rows, Columns::default());
                 parts
                     .iter()
-                    .try_for_each(|part| part.tiles(part.width, 1).try_for_each(|rows| each(widened(part, rows)?)))
+                    .try_for_each(|part| part.tiles(part.width, 1, 1).try_for_each(|rows| each(widened(part, rows)?)))
             }
         }
     }
@@ -266,7 +267,8 @@ impl Packed {
         let [bias, sum] = [bias, sum].map(|tensor| tensor.map(ReadOnly::new));
         let (x, columns) = (ReadOnly::new(x), Segment { start: 0, len: self.width() });
         let is_on_cpu = x.device() == Device::Cpu;
-        let tiles = self.tiles(columns.len, if is_on_cpu { n_threads() } else { 1 });
+        let n_threads = if is_on_cpu { n_threads() } else { 1 };
+        let tiles = self.tiles(columns.len, n_threads, n_threads);
         let product = |tile: &Tile<'_>| {
             let bias = bias.as_ref().map(|bias| tile.outputs.narrow(bias)).transpose()?;
             let sum = sum.as_ref().map(|sum| tile.outputs.narrow_dim(sum, 1)).transpose()?;
@@ -287,6 +289,7 @@ impl Packed {
         let kind = grad.kind();
         let sum = sum.map(|sum| sum.f_to_kind(Kind::Float)).transpose()?.map(ReadOnly::from);
         let (grad, columns) = (ReadOnly::new(grad), self.columns());
+        let n_threads = n_threads().min(columns.len() as u64);
         let product = |columns: &Segment| -> Result<Tensor, TchError> {
             let sum = sum.as_ref().map(|sum| columns.narrow_dim(sum, 1)).transpose()?;
             let add = |sum: Option<Tensor>, tile: Tile<'_>| -> Result<Option<Tensor>, TchError> {
@@ -299,7 +302,7 @@ impl Packed {
                     (_, Some(sum)) => sum.f_add(&linear(&grad, &weight, None, None, row_count)?)?,
                 }))
             };
-            let product = self.tiles(columns.len, 1).into_iter().try_fold(sum, add)?;
+            let product = self.tiles(columns.len, n_threads, 1).into_iter().try_fold(sum, add)?;
             product.ok_or_else(|| TchError::Shape("a matrix without rows".to_owned()))
         };
         let compute =
@@ -328,14 +331,14 @@ impl Packed {
     }
 
     /// Tiles of `width` columns of all parts, in the order of the outputs.
-    fn tiles(&self, width: i64, n_threads: u64) -> Vec<Tile<'_>> {
+    fn tiles(&self, width: i64, n_threads: u64, n_shares: u64) -> Vec<Tile<'_>> {
         let (mut tiles, mut first) = (Vec::new(), 0);
         for part in &self.parts {
             let tile = |rows: Segment| {
                 let outputs = Segment { start: first + rows.start, len: rows.len };
                 Tile { part, rows, outputs }
             };
-            tiles.extend(part.tiles(width, n_threads).map(tile));
+            tiles.extend(part.tiles(width, n_threads, n_shares).map(tile));
             first += part.len();
         }
         tiles
