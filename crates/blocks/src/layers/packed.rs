@@ -18,6 +18,10 @@ const TILES: u64 = 1 << 23;
 /// Least and most of them that one thread widens. Products of fewer take longer.
 const TILE: RangeInclusive<u64> = 1 << 20..=1 << 22;
 
+/// Numbers of a matrix from which on its products are divided among threads. All threads together compute those of a smaller
+/// one, which has few tiles: in parts for each thread they took a tenth longer.
+const DIVIDED: i64 = 1 << 23;
+
 /// Columns of a gradient that a thread sums up at a time, which stay in its cache.
 const COLUMNS: u64 = 2048;
 
@@ -266,8 +270,7 @@ impl Packed {
     ) -> Result<Tensor, TchError> {
         let [bias, sum] = [bias, sum].map(|tensor| tensor.map(ReadOnly::new));
         let (x, columns) = (ReadOnly::new(x), Segment { start: 0, len: self.width() });
-        let is_on_cpu = x.device() == Device::Cpu;
-        let n_threads = if is_on_cpu { n_threads() } else { 1 };
+        let n_threads = self.n_shares();
         let tiles = self.tiles(columns.len, n_threads, n_threads);
         let product = |tile: &Tile<'_>| {
             let bias = bias.as_ref().map(|bias| tile.outputs.narrow(bias)).transpose()?;
@@ -276,7 +279,7 @@ impl Packed {
             linear(&x, &weight, bias.as_ref(), sum.as_ref(), row_count)
         };
         let compute = |range: Range<usize>| tiles[range].iter().map(product).collect::<Result<Vec<Tensor>, TchError>>();
-        joined(if is_on_cpu { map_ranges(tiles.len(), compute)? } else { vec![compute(0..tiles.len())?] })
+        joined(if n_threads > 1 { map_ranges(tiles.len(), compute)? } else { vec![compute(0..tiles.len())?] })
     }
 
     /// Returns `grad [n, out]` times the matrix, plus `sum [n, in]` if given: `[n, in]`.
@@ -289,7 +292,7 @@ impl Packed {
         let kind = grad.kind();
         let sum = sum.map(|sum| sum.f_to_kind(Kind::Float)).transpose()?.map(ReadOnly::from);
         let (grad, columns) = (ReadOnly::new(grad), self.columns());
-        let n_threads = n_threads().min(columns.len() as u64);
+        let n_threads = self.n_shares().min(columns.len() as u64);
         let product = |columns: &Segment| -> Result<Tensor, TchError> {
             let sum = sum.as_ref().map(|sum| columns.narrow_dim(sum, 1)).transpose()?;
             let add = |sum: Option<Tensor>, tile: Tile<'_>| -> Result<Option<Tensor>, TchError> {
@@ -318,9 +321,8 @@ impl Packed {
             let largest = groups.iter().copied().max()?;
             groups.iter().all(|group| largest.is_multiple_of(*group)).then_some(largest as u64)
         });
-        let is_on_cpu = self.parts.iter().all(|part| part.rows.device() == Device::Cpu);
-        if let Some(group) = group.filter(|_| is_on_cpu && self.order.is_none()) {
-            let (n_threads, inputs) = (n_threads(), self.width().unsigned_abs());
+        let (n_threads, inputs) = (self.n_shares(), self.width().unsigned_abs());
+        if let Some(group) = group.filter(|_| n_threads > 1 && self.order.is_none()) {
             let n_ranges = inputs.div_ceil(COLUMNS).next_multiple_of(n_threads);
             let len = inputs.div_ceil(n_ranges).next_multiple_of(group).max(group);
             if inputs.div_ceil(len) >= n_threads {
@@ -328,6 +330,12 @@ impl Packed {
             }
         }
         vec![Segment { start: 0, len: self.width() }]
+    }
+
+    /// Threads that divide a product; 1 if they compute it together, or another device does.
+    fn n_shares(&self) -> u64 {
+        let is_on_cpu = self.parts.iter().all(|part| part.rows.device() == Device::Cpu);
+        if is_on_cpu && self.outputs() * self.width() >= DIVIDED { n_threads() } else { 1 }
     }
 
     /// Tiles of `width` columns of all parts, in the order of the outputs.
@@ -403,18 +411,20 @@ mod tests {
     fn gradients_of_ranges_of_inputs_equal_those_of_the_widened_matrix() {
         let (n, inner) = (5, 3 * COLUMNS.cast_signed() + 192);
         let encodings = [RowEncoding::Nf4, RowEncoding::F16];
-        let pack = |encoding| PackedRows::pack(&random([70, inner]), encoding).expect("rows");
+        let pack = |encoding| PackedRows::pack(&random([700, inner]), encoding).expect("rows");
         let (parts, factors) = (encodings.map(pack), random([inner]));
         let packed = Packed::new(&parts, None, Some(&factors), Device::Cpu).expect("a matrix");
         let ranges = packed.columns();
-        assert!(ranges.len() as u64 >= n_threads().max(4) && ranges.iter().all(|range| range.start % 64 == 0));
+        assert!(ranges.len() as u64 >= n_threads() && ranges.iter().all(|range| range.start % 64 == 0));
+        assert!(ranges.len() >= 4 || n_threads() == 1);
         assert_eq!(ranges.iter().map(|range| range.len).sum::<i64>(), inner);
         let matrix = Weight::Packed(parts.into()).into_plain().expect("numbers") * &factors;
-        let (grad, sum) = (random([n, 140]), random([n, inner]));
+        let (grad, sum) = (random([n, 1400]), random([n, inner]));
         let found = packed.backward(&grad, Some(&sum), RowCount::Repeated).expect("a product");
         assert_close(&found, &(grad.matmul(&matrix) + sum));
-        let product = packed.forward(&random([n, inner]), None, None, RowCount::Repeated).expect("a product");
-        assert_eq!(product.size(), [n, 140]);
+        let x = random([n, inner]);
+        let product = packed.forward(&x, None, None, RowCount::Repeated).expect("a product");
+        assert_close(&product, &x.matmul(&matrix.tr()));
     }
 
     #[test]
