@@ -102,8 +102,12 @@ static TIGHT_HEAPS: Mutex<usize> = Mutex::new(0);
 /// Least size of memory that is returned to the system at once while a [`TightHeap`] exists.
 pub const TIGHT_BYTES: i32 = 1 << 20;
 
-/// The same without one: glibc's largest value. glibc increases its own to it, as memory of such sizes is freed.
+/// The same without one, unless [`THRESHOLD`] is set: glibc's largest value. glibc increases its own to it, as memory of such
+/// sizes is freed.
 const USUAL_BYTES: i32 = 32 << 20;
+
+/// Variable with which a user, or the start of a program, chooses the size.
+const THRESHOLD: &str = "MALLOC_MMAP_THRESHOLD_";
 
 impl TightHeap {
     /// Begins to return memory. Memory that exists is not affected.
@@ -120,7 +124,8 @@ impl Drop for TightHeap {
         let mut guards = TIGHT_HEAPS.lock().unwrap_or_else(PoisonError::into_inner);
         *guards -= 1;
         if *guards == 0 {
-            map_memory_from(USUAL_BYTES);
+            let chosen = std::env::var(THRESHOLD).ok().and_then(|bytes| bytes.parse().ok());
+            map_memory_from(chosen.unwrap_or(USUAL_BYTES));
         }
     }
 }

@@ -129,8 +129,8 @@ bool has_columns(const at::Tensor &tensor, int64_t width, const char *name) {
 
 extern "C" {
 
-// Widens rows [n, bytes of a row], which may have gaps between them, into out [n, width]. Column j becomes that with the index order[j], times columns[j].
-// The caller checks that a row of this width has this number of bytes.
+// Widens rows [n, bytes of a row], which may have gaps between them, into out [n, width]. Column j becomes that with the
+// index order[j], times columns[j]. The caller checks that a row of this width has this number of bytes.
 char *sepal_widen(const at::Tensor *rows, const at::Tensor *levels, const at::Tensor *columns, const at::Tensor *order,
                   const at::Tensor *out, int64_t code, int64_t group) {
   return caught([&] {

@@ -10,7 +10,7 @@ use sepal_core::Span;
 use crate::data_source::DataSource;
 use crate::error::{ModelError, PrepareError};
 use crate::events::{Event, Observer};
-use crate::model_files::ModelFiles;
+use crate::model_files::{ModelFiles, fetch_part};
 
 /// Fetches the model and the data of a pipeline into the cache.
 ///
@@ -42,8 +42,10 @@ pub fn fetch_model(spec: &Spec, fetcher: &mut Fetcher<'_>) -> Result<ModelFiles,
 pub fn fetch_parts(spec: &Spec, files: &ModelFiles, fetcher: &mut Fetcher<'_>) -> Result<(), ModelError> {
     let assets = fetcher.assets;
     let mut watch = watched("model", fetcher.observer, fetcher.stop);
+    // Of all parts before the first is fetched.
     check_types(spec, files)?;
-    needed_parts(spec, files).into_iter().try_for_each(|part| files.fetch(assets, part, &mut watch))
+    let mut fetch = |part| fetch_part(assets, &files.asset, &files.checkpoint, part, &mut watch);
+    needed_parts(spec, files).into_iter().try_for_each(&mut fetch).map_err(ModelError::Fetch)
 }
 
 /// Checks that the parts of a model that a process with the pipeline's swarm needs are of types that are read. Fetches nothing.

@@ -2,10 +2,10 @@
 
 use sepal_assets::{Asset, Assets, EventHandler, Source};
 use sepal_blocks::Placement;
-use sepal_checkpoint::{ModelSummary, Part, ReadError, ends_bytes, linear_sites};
+use sepal_checkpoint::{ModelSummary, Part, ends_bytes, linear_sites};
 use sepal_core::{ComputeFormat, DType, Device, ModelConfig, SiteRole, WeightFormat};
-use sepal_prepare::open_asset;
 use sepal_prepare::plan::Step;
+use sepal_prepare::{ModelFiles, open_asset};
 use sepal_server::memory::{BlockSizes, Budget, MemoryNeed, MemoryRequest};
 use serde::Serialize;
 
@@ -115,9 +115,9 @@ fn summary(assets: &Assets, asset: &Asset, watch: &mut EventHandler<'_>) -> Resu
         return ModelSummary::read(&asset.path)
             .map_err(|source| ModelError::Open { path: asset.path.clone(), source: source.into() });
     }
-    let checkpoint = open_asset(assets, asset, watch)?;
-    let failed = |source: ReadError| ModelError::Open { path: asset.path.clone(), source: source.into() };
-    checkpoint.check_types(Part::All).map_err(failed)?;
+    let files = ModelFiles { asset: asset.clone(), checkpoint: open_asset(assets, asset, watch)? };
+    files.check_types(Part::All)?;
+    let checkpoint = &files.checkpoint;
     let size_bytes = Some(checkpoint.describe().size_bytes);
     Ok(ModelSummary { config: checkpoint.config().clone(), n_shards: None, size_bytes })
 }
